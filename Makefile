@@ -1,0 +1,59 @@
+# Everything runs in .venv, which is made when it is first needed and again when what it is made from changes.
+PYTHON ?= python3
+ARGS ?=
+
+RUN := .venv/bin/python
+export PIP_CONSTRAINT := constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help train test quick bench lint format clean
+
+help:
+	@echo 'make train   train a network on handwritten digits   ARGS="--hidden 500 500 --epochs 20"'
+	@echo 'make test    run all tests                           ARGS="-k forward"'
+	@echo 'make quick   run the tests that take no time'
+	@echo 'make bench   time the kernels'
+	@echo 'make lint    check style and types;  make format  put the style right'
+	@echo 'make clean   remove all that was built, .venv included'
+	@echo 'The first of them makes .venv and builds the extension. PYTHON=python3.12 picks the interpreter for it,'
+	@echo 'FFKERNELS_BUILD=auto|cpu|cuda|none, TORCH_CUDA_ARCH_LIST="8.0;9.0" and MAX_JOBS=4 say what is built and how.'
+
+train: .venv/built
+	$(RUN) -m ffkernels train $(ARGS)
+
+test: .venv/built
+	$(RUN) -m pytest $(ARGS)
+
+quick: .venv/built
+	$(RUN) -m pytest -m 'not slow' $(ARGS)
+
+bench: .venv/built
+	$(RUN) -m ffkernels bench $(ARGS)
+
+lint: .venv/installed
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
+	.venv/bin/clang-format --dry-run -Werror $(shell find csrc -type f)
+	$(RUN) -m mypy
+
+format: .venv/installed
+	$(RUN) -m ruff check --fix
+	$(RUN) -m ruff format
+	.venv/bin/clang-format -i $(shell find csrc -type f)
+
+clean:
+	rm -rf .venv build dist ffkernels.egg-info ffkernels/_C.abi3.so
+
+# The package's build requirements come first: it is installed without build isolation, which would download a second
+# torch. The extension is built by the next rule, where ninja finds the objects of the last build.
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(RUN) || $(PYTHON) -m venv .venv
+	$(RUN) -m pip install --quiet setuptools wheel ninja torch
+	FFKERNELS_BUILD=none $(RUN) -m pip install --quiet --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+# The folders under csrc are prerequisites too: they change when a file is removed.
+.venv/built: .venv/installed setup.py $(shell find csrc)
+	rm -f ffkernels/_C.abi3.so
+	$(RUN) setup.py build_ext --inplace
+	@touch $@
