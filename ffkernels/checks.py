@@ -1,0 +1,241 @@
+"""Argument checks of the ops. Each raises an error that names the argument, what was given and what is allowed.
+
+Shapes, dtypes, devices and options are checked on every call: those of the layer before the kernel is called, those of
+the optimizer's state and of memory that overlaps by the kernel's own entry (in C++ they cost nothing). Values inside
+tensors (signs, labels) are checked by the kernels on CPU; on a GPU only with FFKERNELS_CHECK=1, because looking would
+stall the stream.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .optim import _Base, state_dtype, state_names
+
+NORMALIZE = ("l2", "rms", "none")
+ACTIVATIONS = ("relu", "leaky_relu", "gelu", "silu", "tanh")
+GOODNESS = ("sum", "mean")
+PRECISIONS = ("highest", "high", "medium")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_PLAIN = (Tensor, torch.nn.Parameter)
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def option(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {list(allowed)}, got {value!r}")
+
+
+def number(name: str, value: object, low: float = -math.inf, *, above: bool = False) -> None:
+    """A finite number >= low (> low with ``above``)."""
+    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, (int, float))):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not (math.isfinite(value) and (value > low if above else value >= low)):
+        bound = "" if low == -math.inf else f" and {'>' if above else '>='} {low:g}"
+        raise ValueError(f"{name} must be finite{bound}, got {value!r}")
+
+
+def count(name: str, value: object, low: int, high: int, why: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be in [{low}, {high}] ({why}), got {value}")
+
+
+def precision(value: str | None) -> str:
+    """``value``, or torch's own setting for None."""
+    if value is None:
+        return torch.get_float32_matmul_precision()
+    option("precision", value, PRECISIONS)
+    return value
+
+
+def no_grad(op: str, **tensors: Tensor | None) -> None:
+    """The ops have no autograd: a tensor that expects a gradient through them is a mistake to name, not to ignore."""
+    for name, t in tensors.items():
+        if t is not None and t.requires_grad:
+            raise RuntimeError(
+                f"{op}: {name} requires grad, but ffkernels ops have no autograd; "
+                f"call it under torch.no_grad() or pass {name}.detach()"
+            )
+
+
+def matrix(name: str, t: Tensor) -> None:
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
+    if t.dim() != 2:
+        raise ValueError(f"{name} must be 2-dimensional, got shape {tuple(t.shape)}")
+
+
+def like(
+    name: str,
+    t: Tensor,
+    shape: tuple[int, ...],
+    what: str,  # the shape in symbols
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
+    if t.shape != shape:
+        raise ValueError(f"{name} must have shape {what} = {tuple(shape)}, got {tuple(t.shape)}")
+    if t.dtype != dtype:
+        raise TypeError(f"{name} must be {dtype}, got {t.dtype}")
+    if t.device != device:
+        raise ValueError(f"{name} must be on {device} as x is, got {t.device}")
+
+
+def layer(
+    x: Tensor,  # (M, K)
+    weight: Tensor,  # (N, K)
+    bias: Tensor | None,  # (N,)
+    normalize: str,
+    eps: float,
+    activation: str,
+) -> None:
+    """What every op asks of a layer and its input."""
+    matrix("x", x)
+    matrix("weight", weight)
+    n, k = weight.shape
+    if x.dtype not in DTYPES:
+        raise TypeError(f"x must be one of {[str(d) for d in DTYPES]}, got {x.dtype}")
+    if k == 0 or n == 0:
+        raise ValueError(f"weight must have shape (N, K) with N, K >= 1, got {tuple(weight.shape)}")
+    if x.shape[1] != k:
+        raise ValueError(f"x must have shape (M, K) with K = {k} as weight (N, K) has, got {tuple(x.shape)}")
+    if weight.dtype != x.dtype:
+        raise TypeError(f"weight must be {x.dtype} as x is, got {weight.dtype}")
+    if weight.device != x.device:
+        raise ValueError(f"weight must be on {x.device} as x is, got {weight.device}")
+    if bias is not None:
+        like("bias", bias, (n,), "(N,)", x.dtype, x.device)
+    if normalize not in NORMALIZE:
+        option("normalize", normalize, NORMALIZE)
+    number("eps", eps, 0.0)
+    if activation not in ACTIVATIONS:
+        option("activation", activation, ACTIVATIONS)
+
+
+def per_row(name: str, t: Tensor, x: Tensor, rows: int | None = None) -> None:
+    """A vector over the rows in the accumulation dtype."""
+    like(name, t, (x.shape[0] if rows is None else rows,), "(M,)", state_dtype(x.dtype), x.device)
+
+
+def peer_terms(row_term: Tensor | None, col_term: Tensor | None, x: Tensor, weight: Tensor, rows: int) -> None:
+    if (row_term is None) != (col_term is None):
+        raise ValueError(
+            f"row_term and col_term must be given together, got only {'row_term' if col_term is None else 'col_term'}"
+        )
+    if row_term is not None:
+        per_row("row_term", row_term, x, rows)
+        like("col_term", col_term, (weight.shape[0],), "(N,)", state_dtype(x.dtype), x.device)
+
+
+def non_empty(x: Tensor) -> None:
+    if x.shape[0] == 0:
+        raise ValueError(f"x must have at least one row (the loss is a mean over rows), got {tuple(x.shape)}")
+
+
+def loss_options(threshold: float, temperature: float, goodness: str) -> None:
+    number("threshold", threshold, 0.0)
+    number("temperature", temperature, 0.0, above=True)
+    if goodness not in GOODNESS:
+        option("goodness", goodness, GOODNESS)
+
+
+def labels(name: str, t: Tensor, x: Tensor, dims: int) -> None:
+    what = "(B,)" if dims == 1 else "(B, C)"
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
+    if t.dtype not in _INTEGERS:
+        raise TypeError(f"{name} must hold integers, got {t.dtype}")
+    if t.dim() != dims or t.shape[0] != x.shape[0]:
+        raise ValueError(f"{name} must have shape {what} with B = {x.shape[0]} as x (B, K) has, got {tuple(t.shape)}")
+    if t.device != x.device:
+        raise ValueError(f"{name} must be on {x.device} as x is, got {t.device}")
+
+
+def flat_state(
+    optimizer: object,
+    state: object,
+    bias: Tensor | None,
+) -> list[Tensor]:
+    """The state's tensors in the ops' order."""
+    if not isinstance(optimizer, _Base):
+        raise TypeError(f"optimizer must be ffkernels.SGD, Adam or AdamW, got {type(optimizer).__name__}")
+    return optimizer.flatten(state, bias is not None)
+
+
+def state_tensors(
+    state: Sequence[Tensor],
+    optimizer: str,
+    lr: Tensor | None,
+    weight: Tensor,  # (N, K)
+    bias: Tensor | None,  # (N,)
+) -> None:
+    """A flat state against the parameters that it belongs to."""
+    if lr is not None and lr.device != weight.device:
+        raise ValueError(f"lr must be on {weight.device} as weight is, got {lr.device}")
+    dtype, device = state_dtype(weight.dtype), weight.device
+    for name, t in zip(state_names(optimizer, len(state), bias is not None), state, strict=True):
+        shape = () if name == "step" else bias.shape if bias is not None and name.endswith("_bias") else weight.shape
+        if t.shape != shape or t.dtype != dtype or t.device != device:
+            raise ValueError(
+                f"state[{name!r}] must be {dtype} {tuple(shape)} on {device}, "
+                f"got {t.dtype} {tuple(t.shape)} on {t.device}"
+            )
+
+
+def targets(written: Sequence[Tensor], read: Sequence[Tensor | None]) -> None:
+    """In-place targets must be contiguous and share memory with no other argument.
+
+    ``written``: weight, bias (if any), then the state's tensors.
+    """
+    if torch.compiler.is_compiling() or type(written[0]) not in _PLAIN or written[0].is_meta:
+        return  # traced tensors have no addresses; the kernels look again
+    spans = []
+    for t in written:
+        if not t.is_contiguous():
+            raise ValueError(
+                "weight, bias and state are updated in place and must be contiguous, "
+                f"got a tensor of shape {tuple(t.shape)} with strides {t.stride()}"
+            )
+        start = t.data_ptr()
+        spans.append((start, start + t.nbytes))
+    spans.sort()
+    end = -1
+    for start, stop in spans:
+        if start < end:
+            raise ValueError("weight, bias and state are updated in place and must not share memory with each other")
+        end = max(end, stop)
+    for t in read:
+        if t is not None and t.numel():
+            start = t.data_ptr()
+            stop = start + t.element_size() * (1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)))
+            for low, high in spans:
+                if low < stop and start < high:
+                    raise ValueError(
+                        "weight, bias and state are updated in place and must not share memory with another argument, "
+                        f"but one of shape {tuple(t.shape)} does"
+                    )
+
+
+def _look_inside(t: Tensor) -> bool:
+    return t.device.type == "cpu" or os.environ.get("FFKERNELS_CHECK") == "1"
+
+
+def sign_values(sign: Tensor) -> None:
+    if _look_inside(sign) and not bool((sign.abs() == 1).all()):
+        bad = sign[sign.abs() != 1][0].item()
+        raise ValueError(f"sign must hold +1 (positive rows) and -1 (negative rows) only, got {bad:g}")
+
+
+def label_values(name: str, t: Tensor, num_classes: int) -> None:
+    if _look_inside(t) and t.numel() and not bool(((t >= 0) & (t < num_classes)).all()):
+        bad = t[(t < 0) | (t >= num_classes)][0].item()
+        raise ValueError(f"{name} must be in [0, {num_classes}) as num_classes says, got {bad}")

@@ -1,0 +1,401 @@
+"""Modules: FFLinear, one Forward-Forward layer, and FFNet, a sequence of them. They hold tensors and call the ops."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from . import checks, ops
+from .labels import overlay
+from .optim import Adam, Optimizer, state_dtype
+
+if TYPE_CHECKING:
+    from .training import Record
+
+
+class LayerStep(NamedTuple):
+    """What FFLinear.step returns; y and goodness are from before the update."""
+
+    y_pos: Tensor  # (M_pos, N)
+    y_neg: Tensor  # (M_neg, N)
+    goodness_pos: Tensor  # (M_pos,): g
+    goodness_neg: Tensor  # (M_neg,): g
+    loss: Tensor  # ()
+
+
+class NetStep(NamedTuple):
+    """What FFNet.step returns; goodness is from before the update."""
+
+    goodness_pos: Tensor  # (L, M_pos): g
+    goodness_neg: Tensor  # (L, M_neg): g
+    loss: Tensor  # (L,)
+
+
+class _State(nn.Module):
+    """Optimizer state as buffers: part of state_dict, follows .to(device), never below float32."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        for name, t in tensors.items():
+            self.register_buffer(name, t)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _State:
+        for name, t in self._buffers.items():
+            assert t is not None
+            moved = fn(t)
+            dtype = state_dtype(moved.dtype)
+            if moved.dtype != dtype:  # a cast of the weights to bf16 or fp16: the state follows the device only
+                moved = torch.empty_like(moved, dtype=dtype) if t.is_meta else t.to(moved.device, dtype)
+            self._buffers[name] = moved
+        return self
+
+    def tensors(self) -> dict[str, Tensor]:
+        return self._buffers  # type: ignore[return-value]  # none of them is None
+
+
+class FFLinear(nn.Module):
+    """One Forward-Forward layer (Hinton 2022): y = act(r x W^T + b), trained by its own goodness, without autograd.
+
+    The constructor is nn.Linear's, then the keywords of `ff_step_`. Parameters do not require grad: nothing flows back.
+
+    Args:
+        in_features, out_features: K and N.
+        bias, device, dtype: as for nn.Linear.
+        normalize, eps, activation, goodness, threshold, temperature, precision: as for `ff_step_`.
+        optimizer: the fused optimizer of `step`; its state is part of the module's state_dict.
+
+    Shapes: x (*, K) -> y (*, N), goodness (*,).
+
+    Raises:
+        TypeError, ValueError: an option that the ops would refuse.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        normalize: str = "l2",
+        eps: float = 1e-4,
+        activation: str = "relu",
+        goodness: str = "mean",
+        threshold: float = 2.0,
+        temperature: float = 1.0,
+        optimizer: Optimizer = Adam(lr=0.03),  # noqa: B008  (frozen)
+        precision: str | None = None,
+    ) -> None:
+        super().__init__()
+        checks.count("in_features", in_features, 1, 2**31, "K of x (M, K)")
+        checks.count("out_features", out_features, 1, 2**31, "N of y (M, N)")
+        checks.option("normalize", normalize, checks.NORMALIZE)
+        checks.number("eps", eps, 0.0)
+        checks.option("activation", activation, checks.ACTIVATIONS)
+        checks.loss_options(threshold, temperature, goodness)
+        if precision is not None:
+            checks.precision(precision)
+        self.in_features, self.out_features = in_features, out_features
+        self.normalize, self.eps, self.activation, self.precision = normalize, eps, activation, precision
+        self.reduction, self.threshold, self.temperature = goodness, threshold, temperature
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.weight = nn.Parameter(torch.empty(out_features, in_features, **options), requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(out_features, **options), requires_grad=False) if bias else None
+        if self.weight.dtype not in checks.DTYPES:
+            raise TypeError(f"dtype must be one of {[str(d) for d in checks.DTYPES]}, got {self.weight.dtype}")
+        self.reset_parameters()
+        self.optimizer = optimizer
+
+    def reset_parameters(self) -> None:
+        """nn.Linear's initialisation: W and b uniform in +-1 / sqrt(K)."""
+        bound = 1 / math.sqrt(self.in_features)
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The fused optimizer. Assigning one whose state has other tensors starts with fresh state."""
+        return self._optimizer
+
+    @optimizer.setter
+    def optimizer(self, value: Optimizer) -> None:
+        if not isinstance(value, Optimizer):
+            raise TypeError(f"optimizer must be ffkernels.SGD, Adam or AdamW, got {type(value).__name__}")
+        names = value.state_names(self.bias is not None)
+        if "optimizer_state" not in self._modules or tuple(self.state) != names:
+            self.optimizer_state = _State(value.init_state(self.weight, self.bias))
+        self._optimizer = value
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The optimizer's state, as the ops take it."""
+        return self.optimizer_state.tensors()
+
+    @property
+    def divisor(self) -> int:
+        """E: g = G / E."""
+        return self.out_features if self.reduction == "mean" else 1
+
+    def as_layer(self) -> ops.FFLayer:
+        """What the layer holds, as ff_network_step_ takes it."""
+        return ops.FFLayer(
+            self.weight, self.bias, self.state, self.optimizer, self.threshold, self.temperature, self.reduction,
+            self.normalize, self.eps, self.activation, self.precision,
+        )  # fmt: skip
+
+    def forward_options(self) -> dict[str, Any]:
+        """The keywords that every op takes of this layer."""
+        return {
+            "normalize": self.normalize,
+            "eps": self.eps,
+            "activation": self.activation,
+            "precision": self.precision,
+        }
+
+    def step_options(self) -> dict[str, Any]:
+        """The keywords of ff_step_ and ff_label_step_."""
+        return {
+            **self.forward_options(),
+            "threshold": self.threshold,
+            "temperature": self.temperature,
+            "goodness": self.reduction,
+        }
+
+    def _run(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y, goodness = ops.ff_forward(x.reshape(-1, x.shape[-1]), self.weight, self.bias, **self.forward_options())
+        return y.reshape(*x.shape[:-1], self.out_features), goodness.reshape(x.shape[:-1])
+
+    def forward(
+        self,
+        x: Tensor,  # (*, K)
+    ) -> Tensor:  # (*, N)
+        return self._run(x)[0]
+
+    def goodness(
+        self,
+        x: Tensor,  # (*, K)
+    ) -> Tensor:  # (*,) accumulation dtype
+        """g of each row: the sum or the mean of squares, as the constructor's ``goodness`` says."""
+        return self._run(x)[1] / self.divisor
+
+    def step(
+        self,
+        x_pos: Tensor,  # (M_pos, K)
+        x_neg: Tensor,  # (M_neg, K)
+    ) -> LayerStep:
+        """One training step on positive and negative rows. The loss is the mean over all of them."""
+        x, sign = _join(x_pos, x_neg)
+        y, goodness, loss = ops.ff_step_(
+            x, sign, self.weight, self.bias, self.state, self.optimizer, **self.step_options()
+        )
+        g, m = goodness / self.divisor, x_pos.shape[0]
+        return LayerStep(y[:m], y[m:], g[:m], g[m:], loss)
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"normalize={self.normalize!r}, activation={self.activation!r}, goodness={self.reduction!r}, "
+            f"threshold={self.threshold}, temperature={self.temperature}, optimizer={self.optimizer}"
+        )
+
+
+def _join(x_pos: Tensor, x_neg: Tensor) -> tuple[Tensor, Tensor]:  # x (M_pos + M_neg, K), sign (M_pos + M_neg,)
+    checks.matrix("x_pos", x_pos)
+    checks.like("x_neg", x_neg, (len(x_neg), x_pos.shape[1]), "(M, K)", x_pos.dtype, x_pos.device)
+    return torch.cat([x_pos, x_neg]), signs(x_pos.shape[0], x_neg.shape[0], x_pos)
+
+
+def signs(positives: int, negatives: int, x: Tensor) -> Tensor:
+    """+1 for the positive rows, then -1 for the negative ones, as the ops take them beside x."""
+    sign = torch.ones(positives + negatives, dtype=state_dtype(x.dtype), device=x.device)
+    sign[positives:] = -1
+    return sign
+
+
+class FFNet(nn.Module):
+    """A sequence of FFLinear layers, each trained by its own goodness; classifies by goodness over candidate labels.
+
+    Args:
+        layers: FFLinear modules, from the input on.
+        num_classes: C; needed by fit, predict and label_goodness, which write the label over the first C inputs.
+        label_strength: the value written for the label, in the units of the input.
+
+    Inputs are flat (B, K) or images (B, C, H, W), which are flattened; a label is written over every channel of them.
+
+    Raises:
+        TypeError, ValueError: no layers, or widths that do not follow on one another.
+    """
+
+    def __init__(
+        self, layers: Iterable[FFLinear], *, num_classes: int | None = None, label_strength: float = 1.0
+    ) -> None:
+        super().__init__()
+        members = list(layers)
+        if not members:
+            raise ValueError("layers must hold at least one FFLinear, got none")
+        for i, layer in enumerate(members):
+            if not isinstance(layer, FFLinear):
+                raise TypeError(f"layers[{i}] must be an FFLinear, got {type(layer).__name__}")
+            if i and layer.in_features != members[i - 1].out_features:
+                raise ValueError(
+                    f"layers[{i}] must take in_features = {members[i - 1].out_features}, the width of the layer before "
+                    f"it, got {layer.in_features}"
+                )
+        if num_classes is not None:
+            checks.count("num_classes", num_classes, 2, members[0].in_features, "labels are written over the input")
+        checks.number("label_strength", label_strength)
+        self.layers = nn.ModuleList(members)
+        self.num_classes, self.label_strength = num_classes, float(label_strength)
+
+    @classmethod
+    def from_sizes(
+        cls, sizes: Sequence[int], *, num_classes: int | None = None, label_strength: float = 1.0, **layer_options: Any
+    ) -> FFNet:
+        """A net of widths ``sizes`` (input first, at least two numbers); ``layer_options`` go to every FFLinear."""
+        if len(sizes) < 2:
+            raise ValueError(f"sizes must hold the input's width and at least one layer's, got {list(sizes)}")
+        layers = [FFLinear(k, n, **layer_options) for k, n in pairwise(sizes)]
+        return cls(layers, num_classes=num_classes, label_strength=label_strength)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, part: slice) -> FFNet:
+        """Consecutive layers as a net of their own: the same modules, not copies."""
+        if not isinstance(part, slice):
+            raise TypeError(f"FFNet takes slices (net[:2]; one layer is net.layers[0]), got {part!r}")
+        return FFNet(self.layers[part], num_classes=self.num_classes, label_strength=self.label_strength)
+
+    # -- inference
+
+    def _rows(self, x: Tensor) -> Tensor:  # (B, K)
+        return x.flatten(1) if x.dim() == 4 else x
+
+    def _classes(self) -> int:
+        if self.num_classes is None:
+            raise ValueError("num_classes must be given to FFNet for labels to be written over the input, got None")
+        return self.num_classes
+
+    def _climb(
+        self,
+        y: Tensor,  # (M, K) of layers[first]
+        sqnorm: Tensor | None,  # (M,): |y|^2 where it is known
+        first: int,
+    ) -> tuple[Tensor, list[Tensor]]:  # y of the last layer, G of the layers from first on
+        totals = []
+        for layer in list(self.layers)[first:]:
+            y, sqnorm = ops.ff_forward(y, layer.weight, layer.bias, x_sqnorm=sqnorm, **layer.forward_options())
+            totals.append(sqnorm)
+        return y, totals
+
+    def climb_labels(
+        self,
+        x: Tensor,  # (B, K) or (B, C, H, W)
+        labels: Tensor,  # (B, C)
+    ) -> tuple[Tensor, list[Tensor]]:  # y (B C, N_L) of the last layer, the rows of one input together; G of each layer
+        """All layers' forward pass of each input under each of its labels."""
+        classes, first = self._classes(), self.layers[0]
+        if x.dim() == 4 and x.shape[1] > 1:  # the label stands in every channel, not in the first columns alone
+            checks.labels("labels", labels, x, dims=2)
+            images = x.repeat_interleave(labels.shape[1], dim=0)
+            rows = overlay(images, labels.flatten(), classes, self.label_strength).flatten(1)
+            y, goodness = ops.ff_forward(rows, first.weight, first.bias, **first.forward_options())
+        else:
+            y, goodness = ops.ff_label_forward(
+                self._rows(x), labels, first.weight, first.bias, num_classes=classes, strength=self.label_strength,
+                **first.forward_options(),
+            )  # fmt: skip
+        y, totals = self._climb(y, goodness, 1)
+        return y, [goodness, *totals]
+
+    def _g(self, totals: list[Tensor]) -> Tensor:  # (L, M)
+        return torch.stack([t / layer.divisor for t, layer in zip(totals, self.layers, strict=True)])
+
+    def forward(
+        self,
+        x: Tensor,  # (B, K) or (B, C, H, W)
+    ) -> Tensor:  # (B, N_L)
+        """y of the last layer."""
+        return self._climb(self._rows(x), None, 0)[0]
+
+    def goodness(
+        self,
+        x: Tensor,  # (B, K) or (B, C, H, W)
+    ) -> Tensor:  # (L, B)
+        """g of every layer for inputs taken as they are (a label, if any, is already in them)."""
+        return self._g(self._climb(self._rows(x), None, 0)[1])
+
+    def label_goodness(
+        self,
+        x: Tensor,  # (B, K) or (B, C, H, W)
+        labels: Tensor | None = None,  # (B, C)
+    ) -> Tensor:  # (L, B, C)
+        """g of every layer under each candidate label; None: all ``num_classes`` of them."""
+        if labels is None:
+            labels = torch.arange(self._classes(), device=x.device).expand(x.shape[0], -1)
+        _, totals = self.climb_labels(x, labels)
+        return self._g(totals).reshape(len(self.layers), *labels.shape)
+
+    def predict(
+        self,
+        x: Tensor,  # (B, K) or (B, C, H, W)
+        *,
+        layers: Sequence[int] | None = None,
+        batch_size: int = 1024,
+    ) -> Tensor:  # (B,) int64
+        """The label with the largest goodness, summed over layers (Hinton 2022, section 3.3).
+
+        Args:
+            layers: indices of the layers that count; None: all.
+            batch_size: inputs at a time (memory: batch_size * num_classes rows).
+        """
+        checks.count("batch_size", batch_size, 1, 2**31, "inputs at a time")
+        chosen = list(range(len(self.layers)) if layers is None else layers)
+        if not chosen or not all(-len(self.layers) <= i < len(self.layers) for i in chosen):
+            raise ValueError(f"layers must hold indices of the {len(self.layers)} layers, got {chosen}")
+        parts = [self.label_goodness(part)[chosen].sum(0).argmax(1) for part in x.split(batch_size)]
+        return torch.cat(parts)
+
+    # -- training
+
+    def step(
+        self,
+        x_pos: Tensor,  # (M_pos, K)
+        x_neg: Tensor,  # (M_neg, K)
+    ) -> NetStep:
+        """One training step of all layers, each fed by what the layer below gave before its own update."""
+        x, sign = _join(self._rows(x_pos), self._rows(x_neg))
+        totals, loss = ops.ff_network_step_(x, sign, list(self.layers))
+        g, m = self._g(list(totals)), x_pos.shape[0]
+        return NetStep(g[:, :m], g[:, m:], loss)
+
+    def label_step(
+        self,
+        x: Tensor,  # (B, K) or (B, C, H, W)
+        labels_pos: Tensor,  # (B,)
+        labels_neg: Tensor,  # (B,)
+    ) -> NetStep:
+        """`step` on x under its true labels (positive) and under wrong ones (negative)."""
+        classes, batch = self._classes(), x.shape[0]
+        if x.dim() == 4 and x.shape[1] > 1:
+            pos, neg = (overlay(x, labels, classes, self.label_strength) for labels in (labels_pos, labels_neg))
+            return self.step(pos, neg)
+        totals, loss = ops.ff_network_step_(
+            self._rows(x), None, list(self.layers), labels=(labels_pos, labels_neg), num_classes=classes,
+            strength=self.label_strength,
+        )  # fmt: skip
+        g = self._g(list(totals))
+        return NetStep(g[:, :batch], g[:, batch:], loss)
+
+    def fit(self, data: Any, labels: Tensor | None = None, **options: Any) -> list[Record]:
+        """Train on tensors or on a DataLoader; see `ffkernels.training.fit` for the options and what it returns."""
+        from .training import fit  # training imports this module
+
+        return fit(self, data, labels, **options)

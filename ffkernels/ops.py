@@ -1,0 +1,669 @@
+"""The public ops: for each its schema, its fake kernel, its checks and its documentation, one op after the other.
+
+What they compute stands in reference.py. The registered ops (``torch.ops.ffkernels.*``) take flat arguments; the
+functions here take the optimizer and its state as they are, check everything, and call the backend's overload.
+
+Throughout: x is (M, K), weight (N, K), bias (N,), all of one dtype (float64, float32, bf16, fp16) on one device. The
+accumulation dtype is float32, or float64 for float64 tensors. With r_m the row scale that ``normalize`` asks for,
+z = r x W^T + b and y = act(z). The keywords that all ops share:
+
+    x_sqnorm     (M,) accumulation dtype, the squared norms of x's rows where they are known already (the goodness of
+                 the layer below is just that); None computes them.
+    normalize    "l2": r = 1 / (|x| + eps) (Hinton 2022, section 2); "rms": r = 1 / (|x| / sqrt(K) + eps);
+                 "none": r = 1.
+    eps          >= 0, added to the norm.
+    activation   "relu", "leaky_relu" (slope 0.01), "gelu" (exact), "silu" or "tanh".
+    precision    of float32 products, in torch's words: "highest" float32, "high" TF32 or three bf16 products, "medium"
+                 bf16; None takes torch.get_float32_matmul_precision(). Other dtypes multiply in their own type.
+
+All raise TypeError (a wrong type or dtype), ValueError (a wrong shape, device, option or value) or RuntimeError (a
+tensor that requires grad while grad mode is on; a backend that cannot run the op), and then have changed nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import backends, checks, reference
+from .optim import Optimizer, state_dtype
+
+_LIBRARY = torch.library.Library("ffkernels", "DEF")
+
+
+_ENTRY_CHECKS: dict[str, Callable] = {}
+
+
+def _define(op: str, schema: str, fake: Callable, entry_check: Callable = lambda *args: None) -> None:
+    """Register ``op``: its schema for every backend, the fake kernel, the reference, and the choice at run time.
+
+    ``entry_check`` takes the flat arguments and looks at what the public function leaves to the kernel: state, overlaps
+    and values.
+    """
+    compute = getattr(reference, op)
+    _ENTRY_CHECKS[op] = entry_check
+
+    def run_reference(*args: Any) -> Any:
+        entry_check(*args)
+        return compute(*args)
+
+    for overload in ("", *(f".{b}" for b in backends.BACKENDS)):
+        _LIBRARY.define(f"{op}{overload}{schema}", tags=torch.Tag.needs_fixed_stride_order)
+        torch.library.register_fake(f"ffkernels::{op}{overload}", fake, lib=_LIBRARY)
+    _LIBRARY.impl(f"{op}.reference", run_reference, "CompositeExplicitAutograd")
+    _LIBRARY.impl(op, lambda *args: backends.kernel(op, args[0])(*args), "CompositeExplicitAutograd")
+    backends.register("reference", op, devices=None, dtypes=backends.ALL_DTYPES)
+
+
+def _call(op: str, x: Tensor, *args: Any) -> Any:
+    """Run ``op`` on the chosen backend; under torch.compile the choice is left to the moment when it runs."""
+    if torch.compiler.is_compiling():
+        return getattr(torch.ops.ffkernels, op).default(x, *args)
+    kernel = backends.kernel(op, x)
+    try:
+        return kernel(x, *args)
+    except RuntimeError:
+        _ENTRY_CHECKS[op](x, *args)  # a C++ kernel refuses in few words: say in full what is wrong
+        raise
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# ff_forward
+
+
+def _fake_forward(x, weight, bias, x_sqnorm, normalize, eps, activation, precision, return_p):
+    y = x.new_empty((x.shape[0], weight.shape[0]))
+    goodness = x.new_empty((x.shape[0],), dtype=state_dtype(x.dtype))
+    return y, goodness, torch.empty_like(y) if return_p else x.new_empty((0,))
+
+
+_define(
+    "ff_forward",
+    "(Tensor x, Tensor weight, Tensor? bias, Tensor? x_sqnorm, str normalize, float eps, str activation, "
+    "str precision, bool return_p) -> (Tensor y, Tensor goodness, Tensor p)",
+    _fake_forward,
+)
+
+
+def ff_forward(
+    x: Tensor,  # (M, K)
+    weight: Tensor,  # (N, K)
+    bias: Tensor | None = None,  # (N,)
+    *,
+    x_sqnorm: Tensor | None = None,  # (M,)
+    normalize: str = "l2",
+    eps: float = 1e-4,
+    activation: str = "relu",
+    precision: str | None = None,
+    return_p: bool = False,
+) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]:
+    """A layer's forward pass with its goodness: y = act(r x W^T + b), G_m = sum_n y_mn^2.
+
+    The goodness is always the plain sum of squares (Hinton 2022, section 2), taken before y is rounded to its dtype.
+
+    Args:
+        return_p: also return p = y act'(z), which ff_grad and ff_update_ take for activations other than relu (for relu
+            p is y). The other keywords stand at the top of this module.
+
+    Returns:
+        y (M, N) in x's dtype; goodness (M,) in the accumulation dtype; with ``return_p`` also p (M, N) in x's dtype.
+    """
+    checks.layer(x, weight, bias, normalize, eps, activation)
+    if x_sqnorm is not None:
+        checks.per_row("x_sqnorm", x_sqnorm, x)
+    if torch.is_grad_enabled():
+        checks.no_grad("ff_forward", x=x, weight=weight, bias=bias, x_sqnorm=x_sqnorm)
+    wants_p = return_p and activation != "relu"
+    y, goodness, p = _call(
+        "ff_forward", x, weight, bias, x_sqnorm, normalize, eps, activation, checks.precision(precision), wants_p
+    )
+    if return_p:
+        return y, goodness, p if wants_p else y
+    return y, goodness
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# ff_grad
+
+
+def _fake_grad(
+    x, y, coef, weight, bias, x_sqnorm, normalize, eps, activation, row_term, col_term, precision
+):  # fmt: skip
+    return torch.empty_like(weight), torch.empty_like(bias) if bias is not None else weight.new_empty((0,))
+
+
+_define(
+    "ff_grad",
+    "(Tensor x, Tensor y, Tensor coef, Tensor weight, Tensor? bias, Tensor? x_sqnorm, str normalize, float eps, "
+    "str activation, Tensor? row_term, Tensor? col_term, str precision) -> (Tensor grad_weight, Tensor grad_bias)",
+    _fake_grad,
+)
+
+
+def _check_gradient(op, x, y, coef, weight, bias, x_sqnorm, normalize, eps, activation, row_term, col_term):
+    checks.layer(x, weight, bias, normalize, eps, activation)
+    checks.like("y", y, (x.shape[0], weight.shape[0]), "(M, N)", x.dtype, x.device)
+    checks.per_row("coef", coef, x)
+    if x_sqnorm is not None:
+        checks.per_row("x_sqnorm", x_sqnorm, x)
+    checks.peer_terms(row_term, col_term, x, weight, x.shape[0])
+    if torch.is_grad_enabled():
+        checks.no_grad(op, x=x, y=y, coef=coef, weight=weight, bias=bias, x_sqnorm=x_sqnorm, row_term=row_term,
+                       col_term=col_term)  # fmt: skip
+
+
+def ff_grad(
+    x: Tensor,  # (M, K)
+    y: Tensor,  # (M, N)
+    coef: Tensor,  # (M,)
+    weight: Tensor,  # (N, K)
+    bias: Tensor | None = None,  # (N,)
+    *,
+    x_sqnorm: Tensor | None = None,  # (M,)
+    normalize: str = "l2",
+    eps: float = 1e-4,
+    activation: str = "relu",
+    row_term: Tensor | None = None,  # (M,)
+    col_term: Tensor | None = None,  # (N,)
+    precision: str | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """The local gradient of any loss on the goodness: dz = 2 c p + a d^T, dW = dz^T (r x), db = sum_m dz.
+
+    Args:
+        y: what ff_forward returned: y for relu, p (``return_p=True``) for the other activations.
+        coef: c = d loss / d G in the accumulation dtype; `logistic_loss` gives it for the logistic loss.
+        row_term, col_term: a and d in the accumulation dtype, given together: a rank-1 term added to dz, not gated by
+            the activation (peer normalisation as in Hinton's published code).
+
+    Returns:
+        grad_weight (N, K) and grad_bias (N,), or None without a bias, in the weight's dtype.
+    """
+    _check_gradient("ff_grad", x, y, coef, weight, bias, x_sqnorm, normalize, eps, activation, row_term, col_term)
+    grad_weight, grad_bias = _call(
+        "ff_grad",
+        x,
+        y,
+        coef,
+        weight,
+        bias,
+        x_sqnorm,
+        normalize,
+        eps,
+        activation,
+        row_term,
+        col_term,
+        checks.precision(precision),
+    )
+    return grad_weight, None if bias is None else grad_bias
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# ff_update_
+
+# the optimizer in flat form: Optimizer.kind, lr if it is a tensor, Optimizer.hyper
+_OPTIMIZER_SCHEMA = "str optimizer, Tensor? lr, float[] hyper"
+
+
+def _lr_tensor(optimizer: Optimizer) -> Tensor | None:
+    return optimizer.lr if isinstance(optimizer.lr, Tensor) else None
+
+
+def _check_targets(
+    weight: Tensor, bias: Tensor | None, state: list[Tensor], optimizer: str, lr: Tensor | None, *read: Tensor | None
+) -> None:
+    checks.state_tensors(state, optimizer, lr, weight, bias)
+    checks.targets([weight, *state] if bias is None else [weight, bias, *state], (lr, *read))
+
+
+def _fake_update_(*args):
+    return None
+
+
+def _enter_update_(
+    x, y, coef, weight, bias, state, optimizer, lr, hyper, x_sqnorm, normalize, eps, activation, row_term, col_term,
+    precision,
+):  # fmt: skip
+    _check_targets(weight, bias, state, optimizer, lr, x, y, coef, x_sqnorm, row_term, col_term)
+
+
+_define(
+    "ff_update_",
+    "(Tensor x, Tensor y, Tensor coef, Tensor(a!) weight, Tensor(b!)? bias, Tensor(c!)[] state, "
+    f"{_OPTIMIZER_SCHEMA}, Tensor? x_sqnorm, str normalize, float eps, str activation, Tensor? row_term, "
+    "Tensor? col_term, str precision) -> ()",
+    _fake_update_,
+    _enter_update_,
+)
+
+
+def ff_update_(
+    x: Tensor,  # (M, K)
+    y: Tensor,  # (M, N)
+    coef: Tensor,  # (M,)
+    weight: Tensor,  # (N, K), updated
+    bias: Tensor | None,  # (N,), updated
+    state: Mapping[str, Tensor],  # updated
+    optimizer: Optimizer,
+    *,
+    x_sqnorm: Tensor | None = None,  # (M,)
+    normalize: str = "l2",
+    eps: float = 1e-4,
+    activation: str = "relu",
+    row_term: Tensor | None = None,  # (M,)
+    col_term: Tensor | None = None,  # (N,)
+    precision: str | None = None,
+) -> None:
+    """ff_grad and the optimizer's step in one: weight, bias and state are updated in place, the gradient never stored.
+
+    Args:
+        state: made by ``optimizer.init_state(weight, bias)``.
+        optimizer: ffkernels.SGD, Adam or AdamW.
+        The others as for ff_grad. weight, bias and state must be contiguous and share memory with nothing else given.
+    """
+    _check_gradient("ff_update_", x, y, coef, weight, bias, x_sqnorm, normalize, eps, activation, row_term, col_term)
+    tensors = checks.flat_state(optimizer, state, bias)
+    _call(
+        "ff_update_", x, y, coef, weight, bias, tensors, optimizer.kind, _lr_tensor(optimizer), optimizer.hyper,
+        x_sqnorm, normalize, eps, activation, row_term, col_term, checks.precision(precision),
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# ff_step_
+
+
+def _fake_step_(
+    x, sign, weight, bias, state, optimizer, lr, hyper, threshold, temperature, goodness, x_sqnorm, normalize, eps,
+    activation, row_term, col_term, precision,
+):  # fmt: skip
+    y, total, _ = _fake_forward(x, weight, bias, x_sqnorm, normalize, eps, activation, precision, False)
+    return y, total, total.new_empty(())
+
+
+def _enter_step_(
+    x, sign, weight, bias, state, optimizer, lr, hyper, threshold, temperature, goodness, x_sqnorm, normalize, eps,
+    activation, row_term, col_term, precision,
+):  # fmt: skip
+    _check_targets(weight, bias, state, optimizer, lr, x, sign, x_sqnorm, row_term, col_term)
+    checks.sign_values(sign)
+
+
+_define(
+    "ff_step_",
+    "(Tensor x, Tensor sign, Tensor(a!) weight, Tensor(b!)? bias, Tensor(c!)[] state, "
+    f"{_OPTIMIZER_SCHEMA}, float threshold, float temperature, str goodness, Tensor? x_sqnorm, str normalize, "
+    "float eps, str activation, Tensor? row_term, Tensor? col_term, str precision) "
+    "-> (Tensor y, Tensor goodness, Tensor loss)",
+    _fake_step_,
+    _enter_step_,
+)
+
+
+def _sign(sign: Tensor, x: Tensor) -> Tensor:
+    """``sign`` in the accumulation dtype."""
+    if not isinstance(sign, Tensor):
+        raise TypeError(f"sign must be a tensor, got {type(sign).__name__}")
+    if sign.dtype == torch.bool or sign.dtype.is_complex:
+        raise TypeError(f"sign must hold the numbers +1 and -1, got {sign.dtype}")
+    acc = state_dtype(x.dtype)
+    if sign.dtype != acc:
+        sign = sign.to(acc)
+    checks.per_row("sign", sign, x)
+    return sign
+
+
+def ff_step_(
+    x: Tensor,  # (M, K)
+    sign: Tensor,  # (M,)
+    weight: Tensor,  # (N, K), updated
+    bias: Tensor | None,  # (N,), updated
+    state: Mapping[str, Tensor],  # updated
+    optimizer: Optimizer,
+    *,
+    threshold: float = 2.0,
+    temperature: float = 1.0,
+    goodness: str = "mean",
+    x_sqnorm: Tensor | None = None,  # (M,)
+    normalize: str = "l2",
+    eps: float = 1e-4,
+    activation: str = "relu",
+    row_term: Tensor | None = None,  # (M,)
+    col_term: Tensor | None = None,  # (N,)
+    precision: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A layer's whole training step: forward, goodness, logistic loss, gradient, optimizer.
+
+    The loss is mean_m T softplus(-s_m (g_m - theta) / T) with g = G / E (Hinton 2022, section 2, equation 1, whose
+    negative log likelihood it is): finite for every finite goodness.
+
+    Args:
+        sign: +1 for positive rows, -1 for negative ones, in any order and any real dtype.
+        threshold: theta >= 0, in the units of g. temperature: T > 0.
+        goodness: "sum" (E = 1) or "mean" (E = N).
+        The others as for ff_update_.
+
+    Returns:
+        y (M, N) in x's dtype, from before the update; goodness (M,), the plain sum G; loss (), both in the accumulation
+        dtype.
+    """
+    checks.layer(x, weight, bias, normalize, eps, activation)
+    checks.non_empty(x)
+    sign = _sign(sign, x)
+    checks.loss_options(threshold, temperature, goodness)
+    if x_sqnorm is not None:
+        checks.per_row("x_sqnorm", x_sqnorm, x)
+    checks.peer_terms(row_term, col_term, x, weight, x.shape[0])
+    if torch.is_grad_enabled():
+        checks.no_grad("ff_step_", x=x, sign=sign, weight=weight, bias=bias, x_sqnorm=x_sqnorm, row_term=row_term,
+                       col_term=col_term)  # fmt: skip
+    tensors = checks.flat_state(optimizer, state, bias)
+    return _call(
+        "ff_step_", x, sign, weight, bias, tensors, optimizer.kind, _lr_tensor(optimizer), optimizer.hyper, threshold,
+        temperature, goodness, x_sqnorm, normalize, eps, activation, row_term, col_term, checks.precision(precision),
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# ff_network_step_
+
+
+@dataclass(eq=False)
+class FFLayer:
+    """What a layer holds, as ff_network_step_ takes it; the fields are ff_step_'s arguments."""
+
+    weight: Tensor  # (N, K), updated
+    bias: Tensor | None  # (N,), updated
+    state: Mapping[str, Tensor]  # updated
+    optimizer: Optimizer
+    threshold: float = 2.0
+    temperature: float = 1.0
+    goodness: str = "mean"
+    normalize: str = "l2"
+    eps: float = 1e-4
+    activation: str = "relu"
+    precision: str | None = None
+
+
+def _fake_network_step_(x, sign, x_sqnorm, labels_pos, labels_neg, num_classes, strength, weights, *rest):
+    acc, rows = state_dtype(x.dtype), x.shape[0] if labels_pos is None else 2 * x.shape[0]
+    return x.new_empty((len(weights), rows), dtype=acc), x.new_empty((len(weights),), dtype=acc)
+
+
+def _check_label_options(num_classes: object, strength: object, x: Tensor) -> None:
+    checks.count("num_classes", num_classes, 1, x.shape[1], "labels are written over the first columns of x (B, K)")
+    checks.number("strength", strength)
+
+
+def _enter_network_step_(
+    x, sign, x_sqnorm, labels_pos, labels_neg, num_classes, strength, weights, biases, states, has_bias, state_sizes,
+    optimizers, lrs, *rest,
+):  # fmt: skip
+    own_bias, first = iter(biases), 0
+    for i, weight in enumerate(weights):
+        bias = next(own_bias) if has_bias[i] else None
+        own_state = states[first : first + state_sizes[i]]
+        first += state_sizes[i]
+        try:
+            checks.state_tensors(own_state, optimizers[i], lrs[i] if lrs else None, weight, bias)
+        except ValueError as error:
+            raise ValueError(f"layers[{i}]: {error}") from None
+    checks.targets([*weights, *biases, *states], (x, sign, x_sqnorm, labels_pos, labels_neg, *lrs))
+    if labels_pos is None:
+        checks.sign_values(sign)
+    else:
+        checks.label_values("labels_pos", labels_pos, num_classes)
+        checks.label_values("labels_neg", labels_neg, num_classes)
+
+
+_define(
+    "ff_network_step_",
+    "(Tensor x, Tensor? sign, Tensor? x_sqnorm, Tensor? labels_pos, Tensor? labels_neg, int num_classes, "
+    "float strength, Tensor(a!)[] weights, Tensor(b!)[] biases, Tensor(c!)[] states, "
+    "bool[] has_bias, int[] state_sizes, str[] optimizers, Tensor[] lrs, float[] hypers, float[] thresholds, "
+    "float[] temperatures, str[] goodness, str[] normalize, float[] eps, str[] activations, str[] precisions) "
+    "-> (Tensor goodness, Tensor loss)",
+    _fake_network_step_,
+    _enter_network_step_,
+)
+
+
+def ff_network_step_(
+    x: Tensor,  # (M, K), or (B, K) with labels
+    sign: Tensor | None,  # (M,), or None with labels
+    layers: Sequence[Any],
+    *,
+    x_sqnorm: Tensor | None = None,  # (M,)
+    labels: tuple[Tensor, Tensor] | None = None,  # (B,), (B,)
+    num_classes: int | None = None,
+    strength: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """A whole network's training step: ff_step_ for each layer, every layer fed by y from before its own update.
+
+    Layer l + 1 takes y of layer l, and its goodness as the squared norm of that input.
+
+    Args:
+        layers: `FFLinear` modules or `FFLayer` records, from the input on; each has its own keywords and optimizer. lr
+            must be a tensor in all of them or in none.
+        x_sqnorm: of the network's input.
+        labels: (labels_pos, labels_neg), instead of ``sign``: the first layer then does what ff_label_step_ does, with
+            M = 2 B rows, the positive before the negative. num_classes, strength: as for ff_label_step_.
+
+    Returns:
+        goodness (L, M), the plain sums G, and loss (L,), in the accumulation dtype.
+    """
+    records = [item if isinstance(item, FFLayer) else item.as_layer() for item in layers]
+    if not records:
+        raise ValueError("layers must hold at least one layer, got none")
+    checks.matrix("x", x)
+    checks.non_empty(x)
+    if (labels is None) == (sign is None):
+        raise ValueError(f"either sign or labels must be given, got {'neither' if sign is None else 'both'}")
+    labels_pos = labels_neg = None
+    if sign is not None:
+        sign = _sign(sign, x)
+    if labels is not None:
+        labels_pos, labels_neg = labels
+        checks.labels("labels[0]", labels_pos, x, dims=1)
+        checks.labels("labels[1]", labels_neg, x, dims=1)
+        _check_label_options(num_classes, strength, x)
+        labels_pos, labels_neg = labels_pos.long(), labels_neg.long()
+        if x_sqnorm is not None:
+            raise ValueError("x_sqnorm must be None with labels: they change the rows of x")
+    if x_sqnorm is not None:
+        checks.per_row("x_sqnorm", x_sqnorm, x)
+    grad_mode = torch.is_grad_enabled()
+    if grad_mode:
+        checks.no_grad("ff_network_step_", x=x, sign=sign, x_sqnorm=x_sqnorm)
+    states: list[Tensor] = []
+    sizes: list[int] = []
+    width = x.shape[1]
+    for i, r in enumerate(records):
+        try:
+            # one row stands for the layer's input: its width is what there is to check
+            checks.layer(x if i == 0 else x.new_empty((1, width)), r.weight, r.bias, r.normalize, r.eps, r.activation)
+            checks.loss_options(r.threshold, r.temperature, r.goodness)
+            tensors = checks.flat_state(r.optimizer, r.state, r.bias)
+            if grad_mode:
+                checks.no_grad("ff_network_step_", weight=r.weight, bias=r.bias)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise type(error)(f"layers[{i}]: {error}") from None
+        states += tensors
+        sizes.append(len(tensors))
+        width = r.weight.shape[0]
+    lrs = [lr for r in records if (lr := _lr_tensor(r.optimizer)) is not None]
+    if lrs and len(lrs) != len(records):
+        raise ValueError(f"lr must be a tensor in all layers or in none, got tensors in {len(lrs)} of {len(records)}")
+    return _call(
+        "ff_network_step_",
+        x,
+        sign,
+        x_sqnorm,
+        labels_pos,
+        labels_neg,
+        num_classes or 0,
+        strength,
+        [r.weight for r in records],
+        [r.bias for r in records if r.bias is not None],
+        states,
+        [r.bias is not None for r in records],
+        sizes,
+        [r.optimizer.kind for r in records],
+        lrs,
+        [h for r in records for h in r.optimizer.hyper],
+        [r.threshold for r in records],
+        [r.temperature for r in records],
+        [r.goodness for r in records],
+        [r.normalize for r in records],
+        [r.eps for r in records],
+        [r.activation for r in records],
+        [checks.precision(r.precision) for r in records],
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# ff_label_forward
+
+
+def _fake_label_forward(
+    x, labels, weight, bias, num_classes, strength, normalize, eps, activation, precision, return_p
+):  # fmt: skip
+    rows = x.new_empty((labels.shape[0] * labels.shape[1], x.shape[1]))
+    return _fake_forward(rows, weight, bias, None, normalize, eps, activation, precision, return_p)
+
+
+_define(
+    "ff_label_forward",
+    "(Tensor x, Tensor labels, Tensor weight, Tensor? bias, int num_classes, float strength, str normalize, float eps, "
+    "str activation, str precision, bool return_p) -> (Tensor y, Tensor goodness, Tensor p)",
+    _fake_label_forward,
+    lambda x, labels, weight, bias, num_classes, *_: checks.label_values("labels", labels, num_classes),
+)
+
+
+def _check_labelled(op, x, weight, bias, num_classes, strength, normalize, eps, activation):
+    checks.layer(x, weight, bias, normalize, eps, activation)
+    _check_label_options(num_classes, strength, x)
+    if torch.is_grad_enabled():
+        checks.no_grad(op, x=x, weight=weight, bias=bias)
+
+
+def ff_label_forward(
+    x: Tensor,  # (B, K)
+    labels: Tensor,  # (B, C)
+    weight: Tensor,  # (N, K)
+    bias: Tensor | None = None,  # (N,)
+    *,
+    num_classes: int,
+    strength: float = 1.0,
+    normalize: str = "l2",
+    eps: float = 1e-4,
+    activation: str = "relu",
+    precision: str | None = None,
+    return_p: bool = False,
+) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]:
+    """ff_forward of each input under each of its C candidate labels, the label written over the first columns.
+
+    The same as ff_forward on `overlay`: in row (b, c) the first ``num_classes`` columns are 0 but for ``strength`` in
+    column labels[b, c] (Hinton 2022, section 3.3). All candidates share x's other columns, so a kernel pays the big
+    product once.
+
+    Args:
+        labels: integers in [0, num_classes). num_classes: in [1, K]. strength: finite.
+        The keywords as for ff_forward.
+
+    Returns:
+        y (B C, N), the rows of one input together; goodness (B C,); with ``return_p`` also p (B C, N).
+    """
+    _check_labelled("ff_label_forward", x, weight, bias, num_classes, strength, normalize, eps, activation)
+    checks.labels("labels", labels, x, dims=2)
+    wants_p = return_p and activation != "relu"
+    y, goodness, p = _call(
+        "ff_label_forward", x, labels.long(), weight, bias, num_classes, strength, normalize, eps, activation,
+        checks.precision(precision), wants_p,
+    )  # fmt: skip
+    if return_p:
+        return y, goodness, p if wants_p else y
+    return y, goodness
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# ff_label_step_
+
+
+def _fake_label_step_(
+    x, labels_pos, labels_neg, weight, bias, state, optimizer, lr, hyper, num_classes, strength, threshold, temperature,
+    goodness, normalize, eps, activation, row_term, col_term, precision,
+):  # fmt: skip
+    rows = x.new_empty((2 * x.shape[0], x.shape[1]))
+    y, total, _ = _fake_forward(rows, weight, bias, None, normalize, eps, activation, precision, False)
+    return y, total, total.new_empty(())
+
+
+def _enter_label_step_(
+    x, labels_pos, labels_neg, weight, bias, state, optimizer, lr, hyper, num_classes, strength, threshold, temperature,
+    goodness, normalize, eps, activation, row_term, col_term, precision,
+):  # fmt: skip
+    _check_targets(weight, bias, state, optimizer, lr, x, labels_pos, labels_neg, row_term, col_term)
+    checks.label_values("labels_pos", labels_pos, num_classes)
+    checks.label_values("labels_neg", labels_neg, num_classes)
+
+
+_define(
+    "ff_label_step_",
+    "(Tensor x, Tensor labels_pos, Tensor labels_neg, Tensor(a!) weight, Tensor(b!)? bias, Tensor(c!)[] state, "
+    f"{_OPTIMIZER_SCHEMA}, int num_classes, float strength, float threshold, float temperature, str goodness, "
+    "str normalize, float eps, str activation, Tensor? row_term, Tensor? col_term, str precision) "
+    "-> (Tensor y, Tensor goodness, Tensor loss)",
+    _fake_label_step_,
+    _enter_label_step_,
+)
+
+
+def ff_label_step_(
+    x: Tensor,  # (B, K)
+    labels_pos: Tensor,  # (B,)
+    labels_neg: Tensor,  # (B,)
+    weight: Tensor,  # (N, K), updated
+    bias: Tensor | None,  # (N,), updated
+    state: Mapping[str, Tensor],  # updated
+    optimizer: Optimizer,
+    *,
+    num_classes: int,
+    strength: float = 1.0,
+    threshold: float = 2.0,
+    temperature: float = 1.0,
+    goodness: str = "mean",
+    normalize: str = "l2",
+    eps: float = 1e-4,
+    activation: str = "relu",
+    row_term: Tensor | None = None,  # (2 B,)
+    col_term: Tensor | None = None,  # (N,)
+    precision: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """ff_step_ on each input twice: under its true label (positive) and under a wrong one (negative).
+
+    The same as ff_step_ on the `overlay` of both, in one go: the two rows differ in the label's columns only.
+
+    Args:
+        labels_pos, labels_neg: integers in [0, num_classes).
+        The others as for ff_label_forward and ff_step_; row_term's rows are the positives, then the negatives.
+
+    Returns:
+        y (2 B, N), goodness (2 B,), loss (): the positive rows first, then the negative ones.
+    """
+    _check_labelled("ff_label_step_", x, weight, bias, num_classes, strength, normalize, eps, activation)
+    checks.non_empty(x)
+    checks.labels("labels_pos", labels_pos, x, dims=1)
+    checks.labels("labels_neg", labels_neg, x, dims=1)
+    checks.loss_options(threshold, temperature, goodness)
+    checks.peer_terms(row_term, col_term, x, weight, 2 * x.shape[0])
+    tensors = checks.flat_state(optimizer, state, bias)
+    return _call(
+        "ff_label_step_", x, labels_pos.long(), labels_neg.long(), weight, bias, tensors, optimizer.kind,
+        _lr_tensor(optimizer), optimizer.hyper, num_classes, strength, threshold, temperature, goodness, normalize, eps,
+        activation, row_term, col_term, checks.precision(precision),
+    )  # fmt: skip
