@@ -83,14 +83,14 @@ std::tuple<Tensor, Tensor, Tensor> typed_forward(const Tensor& x, const Tensor& 
                                                  double eps, const std::string& activation, bool return_p,
                                                  ScalarType dtype) {
   Layer<T> layer;
-  layer.x = matrix_argument<T>(x, "x", dtype);
-  layer.weight = matrix_argument<T>(weight, "weight", dtype);
+  layer.x = matrix_argument<T>(x, "x");
+  layer.weight = matrix_argument<T>(weight, "weight");
   const int64_t rows = layer.x.rows, cols = layer.weight.rows;
   STD_TORCH_CHECK(layer.x.cols == layer.weight.cols, "weight: must have ", layer.x.cols, " columns, as x has; it has ",
                   layer.weight.cols);
   STD_TORCH_CHECK(layer.x.cols > 0 && cols > 0, "weight: must not be empty");
-  layer.bias = vector_argument<T>(bias, "bias", dtype, cols);
-  layer.x_sqnorm = vector_argument<float>(x_sqnorm, "x_sqnorm", ScalarType::Float, rows);
+  layer.bias = vector_argument<T>(bias, "bias", cols);
+  layer.x_sqnorm = vector_argument<float>(x_sqnorm, "x_sqnorm", rows);
   layer.normalize = parse_normalize(normalize);
   layer.eps = static_cast<float>(eps);
 

@@ -9,6 +9,7 @@
 #include <array>
 #include <cstdint>
 #include <optional>
+#include <type_traits>
 
 namespace ffkernels {
 
@@ -34,25 +35,33 @@ struct Vector {
   T& operator[](int64_t i) const { return data[i * stride]; }
 };
 
-inline void check_argument(const Tensor& t, const char* name, int64_t dim, ScalarType dtype) {
+// The data of an argument that has the given number of dimensions and dtype T, all of it inside its storage.
+template <typename T>
+const T* checked_data(const Tensor& t, const char* name, int64_t dim) {
+  constexpr bool is_float32 = std::is_same_v<T, float>;
   STD_TORCH_CHECK(t.is_cpu(), name, ": must be on the CPU");
-  STD_TORCH_CHECK(t.scalar_type() == dtype, name, ": has the wrong dtype");
+  STD_TORCH_CHECK(t.scalar_type() == (is_float32 ? ScalarType::Float : ScalarType::BFloat16), name, ": must be ",
+                  is_float32 ? "float32" : "bfloat16");
   STD_TORCH_CHECK(t.dim() == dim, name, ": must have ", dim, " dimension(s), has ", t.dim());
+  int64_t end = t.storage_offset() + 1, bytes = 0;
+  for (int64_t d = 0; d < dim; ++d) end += (t.size(d) - 1) * t.stride(d);
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(t.get(), &bytes));
+  STD_TORCH_CHECK(t.numel() == 0 || end * static_cast<int64_t>(sizeof(T)) <= bytes, name,
+                  ": reaches beyond its storage, which was freed or made smaller");
+  return static_cast<const T*>(t.const_data_ptr());
 }
 
 template <typename T>
-Matrix<const T> matrix_argument(const Tensor& t, const char* name, ScalarType dtype) {
-  check_argument(t, name, 2, dtype);
-  // const_data_ptr() itself raises for a tensor whose storage was freed.
-  return {static_cast<const T*>(t.const_data_ptr()), t.size(0), t.size(1), t.stride(0), t.stride(1)};
+Matrix<const T> matrix_argument(const Tensor& t, const char* name) {
+  return {checked_data<T>(t, name, 2), t.size(0), t.size(1), t.stride(0), t.stride(1)};
 }
 
 template <typename T>
-Vector<const T> vector_argument(const std::optional<Tensor>& t, const char* name, ScalarType dtype, int64_t size) {
+Vector<const T> vector_argument(const std::optional<Tensor>& t, const char* name, int64_t size) {
   if (!t) return {};
-  check_argument(*t, name, 1, dtype);
+  const T* data = checked_data<T>(*t, name, 1);
   STD_TORCH_CHECK(t->size(0) == size, name, ": must have ", size, " element(s), has ", t->size(0));
-  return {static_cast<const T*>(t->const_data_ptr()), t->stride(0)};
+  return {data, t->stride(0)};
 }
 
 // A new contiguous tensor. torch::stable::empty() does the same through a boxed call, at twice the cost.
