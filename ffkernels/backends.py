@@ -130,7 +130,7 @@ def _select(op: str, device: str, dtype: torch.dtype) -> tuple[str, list[str]]:
     """The backend that runs ``op`` under the present setting, and what spoke against those before it."""
     setting = current_backend()
     order = _AUTO_ORDER if setting == "auto" else (setting,)
-    against = []
+    against: list[str] = []
     for backend in order:
         reason = _refusal(backend, op, device, dtype)
         if reason is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -131,7 +131,7 @@ def peer_terms(row_term: Tensor | None, col_term: Tensor | None, x: Tensor, weig
         raise ValueError(
             f"row_term and col_term must be given together, got only {'row_term' if col_term is None else 'col_term'}"
         )
-    if row_term is not None:
+    if row_term is not None and col_term is not None:
         per_row("row_term", row_term, x, rows)
         like("col_term", col_term, (weight.shape[0],), "(N,)", state_dtype(x.dtype), x.device)
 
@@ -162,7 +162,7 @@ def labels(name: str, t: Tensor, x: Tensor, dims: int) -> None:
 
 def flat_state(
     optimizer: object,
-    state: object,
+    state: Mapping[str, Tensor],
     bias: Tensor | None,
 ) -> list[Tensor]:
     """The state's tensors in the ops' order."""
@@ -213,15 +213,16 @@ def targets(written: Sequence[Tensor], read: Sequence[Tensor | None]) -> None:
         if start < end:
             raise ValueError("weight, bias and state are updated in place and must not share memory with each other")
         end = max(end, stop)
-    for t in read:
-        if t is not None and t.numel():
-            start = t.data_ptr()
-            stop = start + t.element_size() * (1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)))
+    for other in read:
+        if other is not None and other.numel():
+            start = other.data_ptr()
+            last = sum((n - 1) * s for n, s in zip(other.shape, other.stride(), strict=True))
+            stop = start + other.element_size() * (1 + last)
             for low, high in spans:
                 if low < stop and start < high:
                     raise ValueError(
                         "weight, bias and state are updated in place and must not share memory with another argument, "
-                        f"but one of shape {tuple(t.shape)} does"
+                        f"but one of shape {tuple(other.shape)} does"
                     )
 
 

@@ -264,6 +264,11 @@ class FFNet(nn.Module):
         layers = [FFLinear(k, n, **layer_options) for k, n in pairwise(sizes)]
         return cls(layers, num_classes=num_classes, label_strength=label_strength)
 
+    @property
+    def stack(self) -> list[FFLinear]:
+        """The layers as a plain list."""
+        return list(self.layers)  # type: ignore[arg-type]  # __init__ has seen to it
+
     def __len__(self) -> int:
         return len(self.layers)
 
@@ -271,7 +276,7 @@ class FFNet(nn.Module):
         """Consecutive layers as a net of their own: the same modules, not copies."""
         if not isinstance(part, slice):
             raise TypeError(f"FFNet takes slices (net[:2]; one layer is net.layers[0]), got {part!r}")
-        return FFNet(self.layers[part], num_classes=self.num_classes, label_strength=self.label_strength)
+        return FFNet(self.stack[part], num_classes=self.num_classes, label_strength=self.label_strength)
 
     # -- inference
 
@@ -290,7 +295,7 @@ class FFNet(nn.Module):
         first: int,
     ) -> tuple[Tensor, list[Tensor]]:  # y of the last layer, G of the layers from first on
         totals = []
-        for layer in list(self.layers)[first:]:
+        for layer in self.stack[first:]:
             y, sqnorm = ops.ff_forward(y, layer.weight, layer.bias, x_sqnorm=sqnorm, **layer.forward_options())
             totals.append(sqnorm)
         return y, totals
@@ -301,7 +306,7 @@ class FFNet(nn.Module):
         labels: Tensor,  # (B, C)
     ) -> tuple[Tensor, list[Tensor]]:  # y (B C, N_L) of the last layer, the rows of one input together; G of each layer
         """All layers' forward pass of each input under each of its labels."""
-        classes, first = self._classes(), self.layers[0]
+        classes, first = self._classes(), self.stack[0]
         if x.dim() == 4 and x.shape[1] > 1:  # the label stands in every channel, not in the first columns alone
             checks.labels("labels", labels, x, dims=2)
             images = x.repeat_interleave(labels.shape[1], dim=0)
@@ -316,7 +321,7 @@ class FFNet(nn.Module):
         return y, [goodness, *totals]
 
     def _g(self, totals: list[Tensor]) -> Tensor:  # (L, M)
-        return torch.stack([t / layer.divisor for t, layer in zip(totals, self.layers, strict=True)])
+        return torch.stack([t / layer.divisor for t, layer in zip(totals, self.stack, strict=True)])
 
     def forward(
         self,
@@ -372,7 +377,7 @@ class FFNet(nn.Module):
     ) -> NetStep:
         """One training step of all layers, each fed by what the layer below gave before its own update."""
         x, sign = _join(self._rows(x_pos), self._rows(x_neg))
-        totals, loss = ops.ff_network_step_(x, sign, list(self.layers))
+        totals, loss = ops.ff_network_step_(x, sign, self.stack)
         g, m = self._g(list(totals)), x_pos.shape[0]
         return NetStep(g[:, :m], g[:, m:], loss)
 
@@ -388,7 +393,7 @@ class FFNet(nn.Module):
             pos, neg = (overlay(x, labels, classes, self.label_strength) for labels in (labels_pos, labels_neg))
             return self.step(pos, neg)
         totals, loss = ops.ff_network_step_(
-            self._rows(x), None, list(self.layers), labels=(labels_pos, labels_neg), num_classes=classes,
+            self._rows(x), None, self.stack, labels=(labels_pos, labels_neg), num_classes=classes,
             strength=self.label_strength,
         )  # fmt: skip
         g = self._g(list(totals))

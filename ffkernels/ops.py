@@ -100,7 +100,7 @@ def ff_forward(
     activation: str = "relu",
     precision: str | None = None,
     return_p: bool = False,
-) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """A layer's forward pass with its goodness: y = act(r x W^T + b), G_m = sum_n y_mn^2.
 
     The goodness is always the plain sum of squares (Hinton 2022, section 2), taken before y is rounded to its dtype.
@@ -564,7 +564,7 @@ def ff_label_forward(
     activation: str = "relu",
     precision: str | None = None,
     return_p: bool = False,
-) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """ff_forward of each input under each of its C candidate labels, the label written over the first columns.
 
     The same as ff_forward on `overlay`: in row (b, c) the first ``num_classes`` columns are 0 but for ``strength`` in

@@ -156,6 +156,7 @@ def _sgd(
 
 
 def _adam(
+    decoupled: bool,
     param: Tensor,
     grad: Tensor,
     slots: list[Tensor],  # [exp_avg, exp_avg_sq]
@@ -165,7 +166,6 @@ def _adam(
     beta2: float,
     eps: float,
     weight_decay: float,
-    decoupled: bool,
 ) -> tuple[Tensor, list[Tensor]]:
     """torch.optim.Adam, and AdamW where the decay is decoupled."""
 
@@ -201,7 +201,7 @@ def _optimized(
         if optimizer == "sgd":
             new, new_slots = _sgd(master, grad, own, step, rate, *hyper[1:])
         else:
-            new, new_slots = _adam(master, grad, own, step, rate, *hyper[1:], decoupled=optimizer == "adamw")
+            new, new_slots = _adam(optimizer == "adamw", master, grad, own, step, rate, *hyper[1:])
         writes += [(param, new), *zip(own, new_slots, strict=True)]
     return writes
 
@@ -365,7 +365,7 @@ def ff_network_step_(
     activations: list[str],  # L
     precisions: list[str],  # L
 ) -> tuple[Tensor, Tensor]:  # G (L, M) acc, loss (L,) acc
-    if labels_pos is not None:
+    if labels_pos is not None and labels_neg is not None:
         x, sign = _label_rows(x, labels_pos, labels_neg, num_classes, strength)
     totals, losses, writes = [], [], []
     own_bias, own_state = iter(biases), iter(states)

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from tqdm import tqdm
 from . import checks, ops
 from .labels import overlay, wrong_labels
 from .loss import logistic_loss
-from .nn import FFLinear, FFNet, signs
+from .nn import FFNet, signs
 
 Record = dict[str, Any]
 Callback = Callable[[FFNet, list[Record]], object]
@@ -97,7 +97,7 @@ def _batches(data: Any, labels: Tensor | None, batch_size: int) -> _TensorBatche
         return _TensorBatches(data, labels, batch_size)
     if labels is not None:
         raise ValueError("labels must be None with a loader, which gives them itself")
-    if not isinstance(data, Iterable) or not hasattr(data, "__len__"):
+    if not (isinstance(data, Iterable) and isinstance(data, Sized)):
         raise TypeError(
             f"data must be tensors or a loader with a length that gives (x, labels), got {type(data).__name__}"
         )
@@ -112,7 +112,7 @@ class _Stage:
     def __init__(self, net: FFNet, only: int | None, optimizer: torch.optim.Optimizer | None) -> None:
         self.net, self.only, self.optimizer = net, only, optimizer
         self.trained = range(len(net)) if only is None else range(only, only + 1)
-        self.layers: list[FFLinear] = [net.layers[i] for i in self.trained]  # type: ignore[misc]
+        self.layers = [net.stack[i] for i in self.trained]
         self.below = net[: self.trained.start] if self.trained.start else None
 
     def step(
@@ -155,9 +155,7 @@ class _Stage:
         totals, losses = [], []
         for layer in self.layers:
             options = layer.forward_options()
-            y, total, p = ops.ff_forward(  # type: ignore[misc]
-                x, layer.weight, layer.bias, x_sqnorm=sqnorm, return_p=True, **options
-            )
+            y, total, p = ops.ff_forward(x, layer.weight, layer.bias, x_sqnorm=sqnorm, return_p=True, **options)
             loss, coef = logistic_loss(
                 total, sign, divisor=layer.divisor, threshold=layer.threshold, temperature=layer.temperature
             )
@@ -180,7 +178,7 @@ class _LearningRate:
         self, net: FFNet, lr: float | Callable[[float], float] | None, optimizer: torch.optim.Optimizer | None
     ) -> None:
         self.lr, self.optimizer = lr, optimizer
-        self.layers: list[FFLinear] = list(net.layers)  # type: ignore[arg-type]
+        self.layers = net.stack
         self.before = [layer.optimizer for layer in self.layers]
         self.rate: Tensor | None = None  # shared by the fused optimizers, so that a change costs no recompilation
         if lr is not None and optimizer is None:
@@ -218,8 +216,8 @@ def _check_validation(validation: Any) -> None:
 
 def error_percent(net: FFNet, x: Tensor, labels: Tensor, *, layers: Sequence[int] | None = None) -> float:
     """Percent of the rows whose predicted label is wrong. x: (B, K) or (B, C, H, W), labels: (B,)."""
-    weight = net.layers[0].weight
-    predicted = net.predict(x.to(weight.device, weight.dtype), layers=layers)  # type: ignore[arg-type]
+    weight = net.stack[0].weight
+    predicted = net.predict(x.to(weight.device, weight.dtype), layers=layers)
     return 100.0 * (predicted.cpu() != labels.cpu()).double().mean().item()
 
 
@@ -241,11 +239,11 @@ def fit(
 ) -> list[Record]:
     """Train on labelled inputs: positives under their label, negatives under a uniformly drawn wrong one.
 
-    Order and wrong labels of an epoch are drawn anew from (seed, epoch) alone, so the same seed gives the same bits, and
+    Order and wrong labels of an epoch are drawn anew from (seed, epoch) alone: the same seed gives the same bits, and
     a training that stopped goes on from net.state_dict() and the records so far.
 
     Args:
-        data, labels: x (B, K) or (B, C, H, W) with labels (B,); or a DataLoader (any sized iterable) of such pairs.
+        data, labels: x (B, K) or (B, C, H, W) with labels (B,); or a DataLoader, any sized iterable, of them.
         epochs: passes over the data; in "greedy" mode for each layer.
         mode: "simultaneous" trains every layer on every minibatch; "greedy" one layer after the other, input first.
         batch_size: inputs a minibatch (twice as many rows), for tensors; a loader has its own.
@@ -254,13 +252,13 @@ def fit(
             "greedy" mode that of the layer in training) and gives the rate.
         optimizer: any torch.optim optimizer over net.parameters(), instead of the layers' fused ones.
         validation: (x, labels), for the records' "error".
-        callbacks: called with (net, records) after every epoch; a true result stops training ("greedy": this layer's).
+        callbacks: called with (net, records) after every epoch; a true result stops training ("greedy": the layer's).
         history: records of the epochs done already; training goes on after them.
         progress: show a progress bar.
 
     Returns:
-        One record an epoch: "epoch" from 1, "layer" (None unless greedy); lists with an entry a layer (None where it was
-        not trained) "loss", "goodness_positive", "goodness_negative" (means of g over the epoch); "lr" (the last one),
+        One record an epoch: "epoch" from 1, "layer" (None unless greedy); lists with an entry a layer (None where not
+        trained) "loss", "goodness_positive", "goodness_negative" (means of g over the epoch); "lr" (the last one),
         "rows_per_second", "seconds" of training alone; with ``validation`` "error" in percent.
 
     Raises:
