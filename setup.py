@@ -124,7 +124,7 @@ def choose_build() -> tuple[CxxCompiler | None, CudaCompiler | None]:
     if choice not in BUILD_CHOICES:
         raise BuildError(f"FFKERNELS_BUILD={choice!r}: must be one of {', '.join(BUILD_CHOICES)}")
     if choice == "none":
-        print("ffkernels: installing without the compiled extension (FFKERNELS_BUILD=none)", file=sys.stderr)
+        print("ffkernels: installing without the compiled extension: FFKERNELS_BUILD=none", file=sys.stderr)
         return None, None
     cxx = CxxCompiler()
     if cxx.missing:
@@ -213,7 +213,7 @@ def ninja_file(sources: list[str], archs: list[str], torch: Path, folder: Path, 
         compilers[".cu"] = [nvcc.path, *host, *NVCC_FLAGS, *gencode_flags(archs), *shared]
         # nvcc knows where its libraries are. The static runtime looks for the driver when it is first used, so the
         # extension loads on machines without one.
-        linker = [nvcc.path, *host, "-shared", "--cudart=static", f"-Xlinker={LINKER_OPTIONS}"]
+        linker = [nvcc.path, *host, "-shared", "-nodlink", "--cudart=static", f"-Xlinker={LINKER_OPTIONS}"]
     lines = []
     for suffix, command in compilers.items():
         lines += [f"rule compile{suffix}", f"  command = {joined(command)} -MMD -MF $out.d -c $in -o $out"]

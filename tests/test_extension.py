@@ -1,4 +1,4 @@
-"""The compiled extension: the CPU kernel of ff_forward against float64, wrong calls, and how the extension is loaded."""
+"""The compiled extension: its kernel of ff_forward against float64, wrong calls, and how it is loaded."""
 
 import itertools
 
