@@ -170,9 +170,9 @@ def test_without_a_compiler_the_package_falls_back(source, tmp_path, environment
 
 
 @needs_compiler
-@pytest.mark.parametrize("choice", ["cpu", "auto"])
-def test_without_nvcc_the_extension_is_for_cpus(source, tmp_path, choice):
-    wheel = build_wheel(source, tmp_path, "--no-build-isolation", FFKERNELS_BUILD=choice, CUDA_HOME="/nowhere")
+@pytest.mark.parametrize("environment", [{"FFKERNELS_BUILD": "cpu"}, {"CUDA_HOME": "/nowhere"}])
+def test_without_nvcc_or_with_choice_cpu_there_is_no_cuda(source, tmp_path, environment):
+    wheel = build_wheel(source, tmp_path, "--no-build-isolation", **environment)
     report = install(wheel, tmp_path / "installed")
     assert report["unavailable"] is None
     assert report["info"]["cuda"] is None
