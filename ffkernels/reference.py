@@ -51,7 +51,7 @@ def _activate(
     if activation == "relu":
         return z.relu(), (z > 0).to(z.dtype)
     if activation == "leaky_relu":
-        return torch.where(z > 0, z, LEAKY_SLOPE * z), torch.where(z > 0, 1.0, LEAKY_SLOPE).to(z.dtype)
+        return torch.where(z > 0, z, LEAKY_SLOPE * z), torch.where(z > 0, torch.ones_like(z), LEAKY_SLOPE)
     if activation == "gelu":
         cdf = 0.5 * (1 + torch.erf(z / math.sqrt(2)))
         return z * cdf, cdf + z * torch.exp(-0.5 * z.square()) / math.sqrt(2 * math.pi)
@@ -324,7 +324,7 @@ def overlay(
 ) -> Tensor:  # (M, K)
     """x with ``strength`` in column ``label`` and 0 in the other columns below ``num_classes`` (Hinton 2022, 3.3)."""
     classes = torch.arange(num_classes, device=x.device)
-    one_hot = torch.where(labels[:, None] == classes, strength, 0.0).to(x.dtype)
+    one_hot = torch.where(labels[:, None] == classes, x.new_full((1,), strength), 0.0)
     return torch.cat([one_hot, x[:, num_classes:]], dim=1)
 
 

@@ -1,0 +1,78 @@
+"""What all tests share: seeds, threads, a backend to run on, and skips that fail where nothing may be skipped."""
+
+import os
+import random
+
+import hypothesis
+import pytest
+import torch
+
+import ffkernels as ff
+from ffkernels import _extension
+
+NO_SKIP = "FFKERNELS_CI"  # .ci/run sets it
+ALLOWED = "needs a GPU"
+
+# The same examples in every run; the fixtures below only set what no example changes.
+hypothesis.settings.register_profile(
+    "ffkernels",
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("ffkernels")
+
+
+def pytest_configure(config):
+    torch.set_num_threads(min(4, os.cpu_count() or 1))
+
+
+def pytest_report_header(config):
+    extension = _extension.unavailable() or "loaded"
+    return f"torch {torch.__version__}, {torch.get_num_threads()} threads, extension: {extension}"
+
+
+def forbid_skip(report):
+    """Turn a report's skip into a failure, unless a GPU is what was missing."""
+    if not report.skipped or hasattr(report, "wasxfail"):
+        return
+    path, line, message = report.longrepr
+    reason = message.removeprefix("Skipped: ")
+    if not reason.startswith(ALLOWED):
+        report.outcome = "failed"
+        report.longrepr = f"{path}:{line}: skipped ({reason}), but {NO_SKIP}=1 allows only '{ALLOWED} ...'"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if os.environ.get(NO_SKIP) == "1":
+        forbid_skip(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    report = yield
+    if os.environ.get(NO_SKIP) == "1":
+        forbid_skip(report)
+    return report
+
+
+@pytest.fixture(autouse=True)
+def _same_start():
+    """Fixed seeds; and every test leaves the process's settings as they were."""
+    random.seed(0)
+    torch.manual_seed(0)
+    settings = (ff.current_backend(), torch.get_default_dtype(), torch.get_float32_matmul_precision())
+    yield
+    assert (ff.current_backend(), torch.get_default_dtype(), torch.get_float32_matmul_precision()) == settings
+
+
+@pytest.fixture
+def target(request):
+    """The backend, device and dtype that `cases.on_backends` asks for; the backend is switched on meanwhile."""
+    with ff.use_backend(request.param.backend):
+        yield request.param
