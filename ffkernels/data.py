@@ -168,6 +168,46 @@ def read_idx(
     return torch.frombuffer(data, dtype=torch.uint8, offset=header).reshape(shape)
 
 
+def read_images(path: str | Path) -> Tensor:
+    """Images without labels: an idx file, or a .npy file of shape (B, K), (B, H, W) or (B, 1, H, W).
+
+    Returns:
+        (B, K) float32. Unsigned bytes are divided by 255; floating-point pixels are taken as they are.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or of another type or shape; names the file.
+        ImportError: numpy is not installed (needed for .npy only).
+    """
+    path = Path(path)
+    images = _read_npy(path) if path.suffix == ".npy" else read_idx(path, dims=(3,))
+    if images.dim() not in (2, 3, 4) or (images.dim() == 4 and images.shape[1] != 1) or images.numel() == 0:
+        raise ValueError(f"{path}: must have shape (B, K), (B, H, W) or (B, 1, H, W), has {tuple(images.shape)}")
+    if images.dtype == torch.uint8:
+        return images.flatten(1).float().div_(255)
+    if not images.is_floating_point():
+        raise ValueError(f"{path}: must hold unsigned bytes or floating-point numbers, holds {images.dtype}")
+    return images.flatten(1).float()
+
+
+def read_labels(path: str | Path) -> Tensor:
+    """Labels (B,) int64 from an idx or .npy file; errors as for `read_images`."""
+    path = Path(path)
+    labels = _read_npy(path) if path.suffix == ".npy" else read_idx(path, dims=(1,))
+    if labels.dim() != 1 or labels.is_floating_point() or labels.is_complex():
+        raise ValueError(f"{path}: must hold integers of shape (B,), holds {labels.dtype} {tuple(labels.shape)}")
+    return labels.long()
+
+
+def _read_npy(path: Path) -> Tensor:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        return torch.from_numpy(extra("numpy").load(path, allow_pickle=False))
+    except (ValueError, EOFError, TypeError) as error:
+        raise ValueError(f"{path}: not a usable .npy file: {error}") from error
+
+
 def _read_bytes(path: Path) -> bytearray:
     """The file's content, unpacked if it is gzipped: looked at, not guessed from the name."""
     if path.is_dir():

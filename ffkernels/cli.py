@@ -1,0 +1,390 @@
+"""The command line: ``python -m ffkernels info | train | predict``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import __version__, backends, checks
+from .checkpoint import write_atomic
+from .config import DATA, EPOCHS, LR, MOMENTUM, OPTIMIZERS, SCHEDULES, TrainConfig
+from .data import LOADERS, Dataset, load_mnist, read_images, read_labels
+from .run import RunFolder, describe_data, to_json, train
+from .training import MODES, Record
+
+# Of a resumed run: where things are on this machine may change, what is computed may not.
+_FREE_ON_RESUME = ("data_dir", "epochs")
+
+
+class _Output:
+    """Where a command's text and JSON go."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.json_target: str | None = args.json
+        self.quiet: bool = getattr(args, "quiet", False)
+        self.stream = sys.stderr if args.json == "-" else sys.stdout  # stdout is then for the JSON alone
+
+    def say(self, text: str) -> None:
+        """What --quiet leaves out."""
+        if not self.quiet:
+            self.result(text)
+
+    def result(self, text: str) -> None:
+        print(text, file=self.stream, flush=True)
+
+    def write_json(self, content: dict[str, Any]) -> None:
+        if self.json_target == "-":
+            print(to_json(content, indent=2), flush=True)
+        elif self.json_target is not None:
+            write_atomic(self.json_target, to_json(content, indent=2).encode() + b"\n")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# info
+
+
+def _info(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    out, found = _Output(args), {"ffkernels": __version__, **backends.info()}
+    out.result(_describe(found))
+    out.write_json(found)
+    return 0
+
+
+def _describe(info: dict[str, Any]) -> str:
+    lines = [
+        f"ffkernels {info['ffkernels']}, torch {info['torch']}, Python {info['python']}, {info['threads']} CPU threads",
+        "",
+    ]
+    if info["build"] is None:
+        lines.append("compiled extension: not there")
+    else:
+        lines.append("compiled extension:")
+        lines += [f"  {name:<12}{_listed(value)}" for name, value in info["build"].items()]
+    if info["cuda"] is not None:
+        lines.append("CUDA runtime:")
+        lines += [f"  {name:<12}{_listed(value)}" for name, value in info["cuda"].items()]
+    lines.append("backends:")
+    for name, backend in info["backends"].items():
+        state = f"has {', '.join(backend['ops'])}" if backend["available"] else f"cannot run: {backend['reason']}"
+        lines.append(f"  {name:<12}{state}")
+    for device, chosen in info["auto"].items():
+        lines.append(f"setting {info['backend']!r}; for float32 tensors on {device} 'auto' chooses:")
+        lines += [f"  {op:<20}{backend}" for op, backend in chosen.items()]
+    return "\n".join(lines)
+
+
+def _listed(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_listed, value)) or "none"
+    return "none" if value is None else str(value)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# train
+
+
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of TrainConfig for which a flag was given: flags have no defaults of their own."""
+    names = [f.name for f in dataclasses.fields(TrainConfig)]
+    given = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    if "data_dir" in given:
+        given["data_dir"] = str(Path(given["data_dir"]).absolute())  # a run may be resumed from another folder
+    return given
+
+
+def _load(data: str, data_dir: str | None) -> Dataset:
+    return LOADERS[data]() if data_dir is None else load_mnist(data_dir)
+
+
+def _train(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    out, given = _Output(args), _given(args)
+    if args.resume is not None:
+        folder = RunFolder.open(args.resume)
+        _refuse_contradictions(folder, given, parser)
+        config = folder.config
+        dataset = _load(config.data, given.get("data_dir", config.data_dir))
+        folder.check_data(dataset)
+        if "epochs" in given:
+            folder.extend(given["epochs"])
+    else:
+        try:
+            config = TrainConfig(**given)
+        except (TypeError, ValueError) as error:
+            parser.error(str(error))
+        dataset = _load(config.data, config.data_dir)
+        path = args.run_dir or _new_run_path(dataset.name)
+        folder = _create(path, config, dataset)
+    args.interrupted = f"continue with: python -m ffkernels train --resume {folder.path}"
+    return _run(folder, dataset, out, show_bar=not (args.no_progress or args.quiet) and sys.stderr.isatty())
+
+
+def _create(path: str | Path, config: TrainConfig, dataset: Dataset) -> RunFolder:
+    """The new run's folder, made only once nothing speaks against the run any more."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    backends.use_backend(config.backend)
+    described = describe_data(dataset)
+    RunFolder(Path(path), config.resolved(), described).build_net()
+    return RunFolder.create(path, config, dataset)
+
+
+def _refuse_contradictions(folder: RunFolder, given: dict[str, Any], parser: argparse.ArgumentParser) -> None:
+    for name, value in given.items():
+        stored = getattr(folder.config, name)
+        if name not in _FREE_ON_RESUME and (tuple(value) if isinstance(value, list) else value) != stored:
+            flag = "--" + name.replace("_", "-")
+            parser.error(f"{flag} {value} contradicts the run in {folder.path}, which was started with {stored}")
+
+
+def _new_run_path(data: str) -> Path:
+    stem = Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{data}"
+    path, n = stem, 1
+    while path.exists():
+        n += 1
+        path = stem.with_name(f"{stem.name}-{n}")
+    return path
+
+
+def _run(folder: RunFolder, dataset: Dataset, out: _Output, *, show_bar: bool) -> int:
+    config = folder.config
+    assert config.epochs is not None
+    assert config.threads is not None
+    torch.set_num_threads(config.threads)
+    backends.use_backend(config.backend)
+    sizes = "-".join(str(n) for n in (dataset.x_train.shape[1], *config.hidden))
+    out.say(
+        f"{dataset.name}: {len(dataset.x_train):,} training and {len(dataset.x_test):,} test rows; net {sizes} on "
+        f"{config.device}, backend {config.backend}; run folder {folder.path}"
+    )
+    total = config.epochs * (len(config.hidden) if config.mode == "greedy" else 1)
+
+    def report(record: Record) -> None:
+        if not show_bar:
+            losses = " ".join("-" if v is None else f"{v:.3g}" for v in record["loss"])
+            out.say(
+                f"epoch {record['epoch']}/{total}: loss {losses}, error {record['error']:.2f} %, "
+                f"{record['rows_per_second']:,.0f} rows/s"
+            )
+
+    result = train(folder, dataset, progress=show_bar, report=report)
+    metrics = (folder.path / "metrics.jsonl").read_text().splitlines()
+    out.write_json(
+        {
+            "run_dir": str(folder.path),
+            "arguments": dataclasses.asdict(config),
+            "data": folder.data,
+            "history": [json.loads(line) for line in metrics],
+            "result": result,
+        }
+    )
+    if "validation_error" in result:
+        out.result(f"validation error: {result['validation_error']:.2f} %")
+    out.result(f"test error: {result['test_error']:.2f} %")
+    out.result(f"training seconds: {result['training_seconds']:.1f}")
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# predict
+
+
+def _predict(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    out = _Output(args)
+    if (args.input is None) == (args.data is None and args.data_dir is None):
+        parser.error("give either --input FILE, or --data (with --data-dir) for the test set of known data")
+    if args.labels is not None and args.input is None:
+        parser.error("--labels goes with --input; --data has its own labels")
+    folder = RunFolder.open(args.run)
+    torch.set_num_threads(args.threads or folder.config.threads or torch.get_num_threads())
+    backends.use_backend(args.backend)
+    if args.input is not None:
+        x, labels = read_images(args.input), None if args.labels is None else read_labels(args.labels)
+        source = args.input
+    else:
+        dataset = _load(args.data or "mnist", args.data_dir)
+        x, labels, source = dataset.x_test, dataset.y_test, f"the test set of {dataset.name}"
+    net = folder.load_net()
+    inputs = net.layers[0].in_features
+    if x.shape[1] != inputs:
+        raise ValueError(f"{source} has {x.shape[1]} pixels an image, the run in {args.run} was trained on {inputs}")
+    if labels is not None and len(labels) != len(x):
+        raise ValueError(f"{args.labels}: {len(labels)} labels, but {args.input} has {len(x)} images")
+    predicted = net.predict(x.to(folder.config.device)).cpu()
+    content: dict[str, Any] = {"run": str(args.run), "source": str(source), "predictions": predicted.tolist()}
+    if args.output is not None:
+        _write_labels(Path(args.output), predicted)
+    elif args.input is not None:
+        out.say("\n".join(map(str, predicted.tolist())))
+    if labels is not None:
+        content["error"] = 100.0 * (predicted != labels).double().mean().item()
+        out.result(f"error: {content['error']:.2f} % of {len(labels):,}")
+    out.write_json(content)
+    return 0
+
+
+def _write_labels(path: Path, labels: torch.Tensor) -> None:
+    """A .npy file (int64) by its name, else text with a label a line."""
+    if path.suffix == ".npy":
+        import io
+
+        from .data import extra
+
+        buffer = io.BytesIO()
+        extra("numpy").save(buffer, labels.numpy())
+        write_atomic(path, buffer.getvalue())
+    else:
+        write_atomic(path, "".join(f"{v}\n" for v in labels.tolist()).encode())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the parser
+
+
+def _threshold(text: str) -> float | str:
+    return text if text == "width" else float(text)
+
+
+def _add_train(commands: Any) -> argparse.ArgumentParser:
+    p: argparse.ArgumentParser = commands.add_parser(
+        "train",
+        help="train a network and measure its test error",
+        description="Train a Forward-Forward network. The run's folder keeps its configuration, metrics, checkpoints "
+        "and pictures; a run that was stopped, in whatever way, goes on with --resume.",
+        epilog="examples:\n"
+        "  python -m ffkernels train                          scikit-learn's digits, in seconds\n"
+        "  python -m ffkernels train --data mnist --hidden 1000 1000 --epochs 20 --run-dir runs/wide\n"
+        "  python -m ffkernels train --data mnist --data-dir fashion-mnist/   any data in MNIST's idx format\n"
+        "  python -m ffkernels train --resume runs/wide       go on where it stopped\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    defaults = {f.name: f.default for f in dataclasses.fields(TrainConfig)}
+
+    def flag(group: Any, name: str, text: str, *, shown: str | None = None, **options: Any) -> None:
+        field = name.removeprefix("--").replace("-", "_")
+        default = defaults[field] if shown is None else shown
+        if isinstance(default, tuple):
+            default = " ".join(map(str, default))
+        # no default here: what was not given is TrainConfig's or, with --resume, the run's to say
+        group.add_argument(name, default=argparse.SUPPRESS, help=f"{text} (default: {default})", **options)
+
+    g = p.add_argument_group("data")
+    flag(g, "--data", "digits: 1,797 images of 8 x 8, nothing to download; mnist: 70,000 of 28 x 28", choices=DATA)
+    flag(g, "--data-dir", "folder with MNIST's four idx files, or any like them", shown="download once", metavar="DIR")
+    flag(g, "--validation", "training rows to hold out and measure each epoch's error on", type=int, metavar="ROWS")
+
+    g = p.add_argument_group("network")
+    flag(g, "--hidden", "width of each layer", type=int, nargs="+", metavar="N")
+    flag(g, "--activation", "what follows each product", choices=checks.ACTIVATIONS)
+    flag(g, "--normalize", "how a layer scales each input row", choices=checks.NORMALIZE)
+    flag(g, "--label-strength", "value written for the label over the first pixels", type=float, metavar="S")
+
+    g = p.add_argument_group("objective")
+    flag(g, "--goodness", "sum or mean of a layer's squared activations", choices=checks.GOODNESS)
+    flag(g, "--threshold", "goodness between positive and negative rows: a number, or 'width' for the layer's width",
+         type=_threshold, metavar="THETA")  # fmt: skip
+    flag(g, "--temperature", "softness of the threshold, in units of goodness", type=float, metavar="T")
+
+    g = p.add_argument_group("training")
+    flag(g, "--epochs", "passes over the data; with 'greedy' for each layer", type=int, metavar="N",
+         shown=", ".join(f"{n} for {d}" for d, n in EPOCHS.items()))  # fmt: skip
+    flag(g, "--mode", "simultaneous: all layers on every batch; greedy: one layer after the other", choices=MODES)
+    flag(g, "--batch-size", "images a batch, each once with its label and once with a wrong one", type=int, metavar="N")
+    flag(g, "--optimizer", "as in torch.optim", choices=OPTIMIZERS)
+    flag(g, "--lr", "learning rate", type=float, metavar="R", shown=", ".join(f"{r:g} for {o}" for o, r in LR.items()))
+    flag(g, "--lr-schedule", "linear: from the learning rate to 0 over the run", choices=SCHEDULES)
+    flag(g, "--momentum", "of sgd", type=float, metavar="M", shown=f"{MOMENTUM:g}")
+    flag(g, "--weight-decay", "as in torch.optim", type=float, metavar="D")
+    flag(g, "--seed", "of initial weights, order and wrong labels: the same seed gives the same net", type=int)
+
+    g = p.add_argument_group("machine")
+    flag(g, "--precision", "of float32 products: highest, high (TF32 or like it) or medium (bf16)", shown="torch's",
+         choices=checks.PRECISIONS)  # fmt: skip
+    flag(g, "--backend", "whose kernels run", choices=("auto", *backends.BACKENDS))
+    flag(g, "--device", "cpu, cuda, cuda:1, ...", shown="a GPU if there is one", metavar="DEVICE")
+    flag(g, "--threads", "CPU threads", type=int, metavar="N", shown="torch's")
+
+    g = p.add_argument_group("the run's folder")
+    place = g.add_mutually_exclusive_group()
+    place.add_argument("--run-dir", metavar="DIR", help="folder for this run (default: runs/<time>-<data>)")
+    place.add_argument("--resume", metavar="DIR", help="go on with the run in DIR, with its configuration")
+    g = p.add_argument_group("output")
+    g.add_argument("--no-progress", action="store_true", help="print a line an epoch instead of a progress bar")
+    g.add_argument("--quiet", action="store_true", help="print the last lines only")
+    return p
+
+
+def _add_predict(commands: Any) -> argparse.ArgumentParser:
+    p: argparse.ArgumentParser = commands.add_parser(
+        "predict",
+        help="label images with a trained network",
+        description="Label images with the network of a run. Labels of --input are printed, one a line, unless "
+        "--output takes them; where the true labels are known, the error is printed last.",
+        epilog="examples:\n"
+        "  python -m ffkernels predict --run runs/wide --input images.npy --output labels.txt\n"
+        "  python -m ffkernels predict --run runs/wide --data mnist    the error on the test set\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("--run", required=True, metavar="DIR", help="folder of a run, as train makes it")
+    p.add_argument("--input", metavar="FILE", help="images: an idx file, or .npy of shape (B, K), (B, H, W) or "
+                   "(B, 1, H, W); unsigned bytes are divided by 255, floats are taken as they are")  # fmt: skip
+    p.add_argument("--labels", metavar="FILE", help="the true labels of --input: idx or .npy")
+    p.add_argument("--data", choices=DATA, help="use the test set of these data (default with --data-dir: mnist)")
+    p.add_argument("--data-dir", metavar="DIR", help="folder with four idx files like MNIST's")
+    p.add_argument("--output", metavar="FILE", help="write the labels: .npy by its name, else text with one a line")
+    p.add_argument("--backend", choices=("auto", *backends.BACKENDS), default="auto",
+                   help="whose kernels run (default: auto)")  # fmt: skip
+    p.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the run's)")
+    p.add_argument("--quiet", action="store_true", help="print the error only")
+    return p
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m ffkernels",
+        description="Forward-Forward training with fused kernels. Each command has its own --help.",
+    )
+    parser.add_argument("--version", action="version", version=f"ffkernels {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    info = commands.add_parser("info", help="what was built, what this machine can run, what would be chosen")
+    runs: list[tuple[argparse.ArgumentParser, Callable[..., int]]] = [
+        (info, _info),
+        (_add_train(commands), _train),
+        (_add_predict(commands), _predict),
+    ]
+    for command, run in runs:
+        command.add_argument(
+            "--json", metavar="FILE", help="write every number as JSON; - writes it to stdout, and the text to stderr"
+        )
+        command.add_argument("--debug", action="store_true", help="show where in the code an error arose")
+        command.set_defaults(run=run, parser=command, interrupted="nothing was written")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; ``argv`` is what follows the program's name (None: the process's own).
+
+    Returns:
+        The exit status: 0, 1 after an error, 130 after Ctrl-C. A usage error leaves with SystemExit(2).
+    """
+    args = build_parser().parse_args(argv)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+        try:
+            return int(args.run(args, args.parser))
+        except KeyboardInterrupt:
+            print(f"\ninterrupted; {args.interrupted}", file=sys.stderr)
+            return 130
+        except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
+            if args.debug:
+                raise
+            print(f"error: {str(error).splitlines()[0] if str(error) else type(error).__name__}", file=sys.stderr)
+            return 1

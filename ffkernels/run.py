@@ -1,0 +1,282 @@
+"""A training run in a folder: what it was asked for, its metrics, checkpoints and pictures, and how it goes on.
+
+config.json     the arguments, the data's fingerprint, versions, and what the machine could run
+metrics.jsonl   fit's records, a line of JSON an epoch
+checkpoint-*.pt weights, optimizer state and records after the last two epochs
+error.png, goodness.png, result.json            when training has ended
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import backends, checkpoint, plots
+from .config import TrainConfig, from_arguments
+from .data import Dataset
+from .labels import wrong_labels
+from .nn import FFNet
+from .training import Callback, Record, epoch_generator, error_percent
+
+FORMAT = 1  # of config.json and of the checkpoints' content
+
+
+class RunError(RuntimeError):
+    """A run folder that cannot be used as asked; the message names it and says what to do."""
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """``value`` as JSON; numbers that JSON does not have (nan, inf) become null."""
+
+    def plain(v: Any) -> Any:
+        if isinstance(v, dict):
+            return {str(key): plain(item) for key, item in v.items()}
+        if isinstance(v, (list, tuple)):
+            return [plain(item) for item in v]
+        return None if isinstance(v, float) and not math.isfinite(v) else v
+
+    return json.dumps(plain(value), indent=indent, allow_nan=False)
+
+
+def describe_data(dataset: Dataset) -> dict[str, Any]:
+    """What config.json says of the data: enough to know them again."""
+    return {
+        "name": dataset.name,
+        "fingerprint": dataset.fingerprint(),
+        "rows_train": len(dataset.x_train),
+        "rows_test": len(dataset.x_test),
+        "image_shape": list(dataset.image_shape),
+        "num_classes": dataset.num_classes,
+    }
+
+
+class RunFolder:
+    """A folder that holds one run. Make it with `create` or `open`.
+
+    Attributes:
+        path: the folder. config: the run's choices, resolved. data: what config.json says of the data.
+    """
+
+    def __init__(self, path: Path, config: TrainConfig, data: dict[str, Any]) -> None:
+        self.path, self.config, self.data = path, config, data
+
+    @classmethod
+    def create(cls, path: str | Path, config: TrainConfig, dataset: Dataset) -> RunFolder:
+        """Start a run in a folder that is new or holds no run.
+
+        Raises:
+            RunError: the folder holds a run already.
+            OSError: it cannot be made or written.
+        """
+        path = Path(path)
+        if path.is_dir() and ((path / "config.json").exists() or checkpoint.checkpoints(path)):
+            raise RunError(f"{path} holds a run already: continue it with --resume {path}, or name another folder")
+        path.mkdir(parents=True, exist_ok=True)
+        folder = cls(path, config.resolved(), describe_data(dataset))
+        folder._write_config()
+        return folder
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """The run that ``path`` holds.
+
+        Raises:
+            RunError: there is none, or its config.json cannot be read.
+        """
+        path = Path(path)
+        file = path / "config.json"
+        if not file.is_file():
+            raise RunError(f"{path} holds no run (it has no config.json)")
+        try:
+            content = json.loads(file.read_text())
+            if content["format"] != FORMAT:
+                raise ValueError(f"its format is {content['format']!r}, this version reads {FORMAT}")
+            return cls(path, from_arguments(content["arguments"]), dict(content["data"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{file} cannot be used: {error}") from error
+
+    def _write_config(self) -> None:
+        from . import __version__
+
+        content = {
+            "format": FORMAT,
+            "arguments": dataclasses.asdict(self.config),
+            "data": self.data,
+            "versions": {"ffkernels": __version__, "torch": torch.__version__, "python": sys.version.split()[0]},
+            "machine": backends.info(),
+            "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
+        checkpoint.write_atomic(self.path / "config.json", to_json(content, indent=2).encode() + b"\n")
+
+    def extend(self, epochs: int) -> None:
+        """Let the run go on to ``epochs`` in all, as if it had been asked for them from the start.
+
+        Raises:
+            RunError: that would not be the same run: the learning rate or the order of layers follows from the total.
+        """
+        planned = self.config.epochs or 0
+        if epochs == planned:
+            return
+        if epochs < planned or self.config.lr_schedule != "constant" or self.config.mode != "simultaneous":
+            raise RunError(
+                f"epochs is {planned} in {self.path}, got {epochs}: a run can only be given more epochs, and only with "
+                f"lr_schedule 'constant' and mode 'simultaneous'; this one has {self.config.lr_schedule!r} and "
+                f"{self.config.mode!r}"
+            )
+        self.config = dataclasses.replace(self.config, epochs=epochs)
+        self._write_config()
+
+    def check_data(self, dataset: Dataset) -> None:
+        """RunError if ``dataset`` is not what the run was started on."""
+        if describe_data(dataset)["fingerprint"] != self.data["fingerprint"]:
+            raise RunError(f"the data are not those that {self.path} was started on ({self.data['name']!r})")
+
+    def build_net(self) -> FFNet:
+        """The run's net as it was before training."""
+        return self.config.build_net(math.prod(self.data["image_shape"]), self.data["num_classes"])
+
+    def save_epoch(self, net: FFNet, history: list[Record]) -> None:
+        """Write what the last epoch gave. A crash at any moment loses no more than that epoch."""
+        with open(self.path / "metrics.jsonl", "a") as file:
+            file.write(to_json(history[-1]) + "\n")
+        content = {"format": FORMAT, "net": dict(net.state_dict()), "history": history}
+        checkpoint.save_numbered(self.path, len(history), content)
+
+    def restore(self, net: FFNet) -> list[Record]:
+        """Put the last checkpoint's weights and optimizer state into ``net``, which `build_net` made; write nothing.
+
+        Returns:
+            The records so far; [] where no epoch was completed.
+
+        Raises:
+            CheckpointError: there are checkpoints, but none can be used.
+            RunError: the checkpoint is not of this net.
+        """
+        content = checkpoint.load_latest(self.path)
+        if content is None:
+            return []
+        try:
+            if content["format"] != FORMAT:
+                raise ValueError(f"its format is {content['format']!r}, this version reads {FORMAT}")
+            net.load_state_dict(content["net"])
+            return list(content["history"])
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise RunError(f"the checkpoint in {self.path} does not fit its config.json: {error}") from error
+
+    def rewind(self, history: list[Record]) -> None:
+        """Make metrics.jsonl hold just ``history``: it may be a line ahead of the checkpoint, or cut off."""
+        lines = "".join(to_json(record) + "\n" for record in history)
+        checkpoint.write_atomic(self.path / "metrics.jsonl", lines.encode())
+
+    def load_net(self) -> FFNet:
+        """The run's net after its last epoch.
+
+        Raises:
+            RunError: no epoch was completed, or the checkpoint is not of this net. CheckpointError: none can be used.
+        """
+        net = self.build_net()
+        if not self.restore(net):
+            raise RunError(f"{self.path} has no checkpoint yet: its training has not completed an epoch")
+        return net
+
+
+def split(dataset: Dataset, validation: int) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """x and labels to train on, and the pair on which every epoch's error is measured."""
+    if validation == 0:
+        return dataset.x_train, dataset.y_train, (dataset.x_test, dataset.y_test)
+    left = len(dataset.x_train) - validation
+    if left < 1:
+        raise ValueError(f"validation must be less than the {len(dataset.x_train)} training rows, got {validation}")
+    held_out = (dataset.x_train[left:], dataset.y_train[left:])
+    return dataset.x_train[:left], dataset.y_train[:left], held_out
+
+
+def label_goodness(net: FFNet, x: Tensor, labels: Tensor) -> Tensor:  # (L, B), on the CPU
+    """g of every layer for x (B, K) under its labels (B,), 1024 rows at a time."""
+    weight = net.layers[0].weight
+    parts = [
+        net.label_goodness(rows.to(weight.device), own[:, None].to(weight.device))[:, :, 0].cpu()
+        for rows, own in zip(x.split(1024), labels.split(1024), strict=True)
+    ]
+    return torch.cat(parts, dim=1)
+
+
+def draw(folder: RunFolder, net: FFNet, dataset: Dataset, history: list[Record]) -> None:
+    """Write error.png and goodness.png (test rows). ImportError: matplotlib is not installed."""
+    config, x, y = folder.config, dataset.x_test, dataset.y_test
+    sizes = "-".join(str(n) for n in (x.shape[1], *config.hidden))
+    title = f"{dataset.name}, {sizes}, {config.mode}, seed {config.seed}"
+    measured_on = "validation" if config.validation else "test"
+    plots.error_curve(folder.path / "error.png", history, title=title, measured_on=measured_on)
+    wrong = wrong_labels(y, dataset.num_classes, epoch_generator(config.seed, 0, "picture"))
+    plots.goodness_histograms(
+        folder.path / "goodness.png",
+        label_goodness(net, x, y),
+        label_goodness(net, x, wrong),
+        [config.threshold_of(width) for width in config.hidden],
+        title=f"{title}, after epoch {len(history)}",
+        unit=f"{config.goodness} of squares",
+    )
+
+
+def train(
+    folder: RunFolder,
+    dataset: Dataset,
+    *,
+    progress: bool = True,
+    report: Callable[[Record], None] = lambda record: None,
+) -> dict[str, Any]:
+    """Train the folder's run to its end, from its last checkpoint if it has one.
+
+    Args:
+        dataset: what the run was started on.
+        progress: show a progress bar. report: called with the record of every epoch when that is saved.
+
+    Returns:
+        What result.json holds: "test_error" and, with held out rows, "validation_error" (percent), "epochs",
+        "training_seconds" (training alone, over all sittings), "parameters" (their number).
+
+    Raises:
+        RunError, CheckpointError, OSError: the folder cannot be used. ValueError: the config does not fit the data.
+
+    A UserWarning says so where matplotlib is missing and no pictures are drawn.
+    """
+    config = folder.config
+    folder.check_data(dataset)
+    x, y, measured_on = split(dataset, config.validation)
+    net = folder.build_net()
+    history = folder.restore(net)
+    folder.rewind(history)
+
+    def save(net: FFNet, history: list[Record]) -> None:
+        folder.save_epoch(net, history)
+        report(history[-1])
+
+    callbacks: list[Callback] = [save]
+    history = net.fit(
+        x, y, epochs=config.epochs, mode=config.mode, batch_size=config.batch_size, seed=config.seed,
+        lr=config.learning_rate(), validation=measured_on, callbacks=callbacks, history=history, progress=progress,
+    )  # fmt: skip
+    result = {
+        "test_error": error_percent(net, dataset.x_test, dataset.y_test),
+        **({"validation_error": history[-1]["error"]} if config.validation else {}),
+        "epochs": len(history),
+        "training_seconds": sum(r["seconds"] for r in history),
+        "parameters": sum(p.numel() for p in net.parameters()),
+    }
+    checkpoint.write_atomic(folder.path / "result.json", to_json(result, indent=2).encode() + b"\n")
+    try:
+        draw(folder, net, dataset, history)
+    except ImportError as error:
+        warnings.warn(f"no pictures: {error}", stacklevel=2)
+    return result
