@@ -6,7 +6,7 @@ RUN := .venv/bin/python
 export PIP_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help train test quick bench lint format clean
+.PHONY: help train test quick bench lint format clean FORCE
 
 help:
 	@echo 'make train   train a network on handwritten digits   ARGS="--hidden 500 500 --epochs 20"'
@@ -52,8 +52,13 @@ clean:
 	FFKERNELS_BUILD=none $(RUN) -m pip install --quiet --no-build-isolation --editable '.[dev]'
 	@touch $@
 
+# Written when a setting changes, and only then.
+SETTINGS := $(FFKERNELS_BUILD):$(TORCH_CUDA_ARCH_LIST):$(CUDA_HOME):$(CXX)
+.venv/settings: .venv/installed FORCE
+	@test "$$(cat $@ 2>/dev/null)" = '$(SETTINGS)' || echo '$(SETTINGS)' > $@
+
 # The folders under csrc are prerequisites too: they change when a file is removed.
-.venv/built: .venv/installed setup.py $(shell find csrc)
+.venv/built: .venv/installed .venv/settings setup.py $(shell find csrc)
 	rm -f ffkernels/_C.abi3.so
 	$(RUN) setup.py build_ext --inplace
 	@touch $@
