@@ -126,9 +126,9 @@ def _switch(name: str) -> None:
     _chosen.clear()
 
 
-def _select(op: str, device: str, dtype: torch.dtype) -> tuple[str, list[str]]:
-    """The backend that runs ``op`` under the present setting, and what spoke against those before it."""
-    setting = current_backend()
+def _select(op: str, device: str, dtype: torch.dtype, setting: str | None = None) -> tuple[str, list[str]]:
+    """The backend that runs ``op`` under ``setting`` (None: the present one), and what spoke against others."""
+    setting = setting or current_backend()
     order = _AUTO_ORDER if setting == "auto" else (setting,)
     against: list[str] = []
     for backend in order:
@@ -165,6 +165,10 @@ def info() -> dict[str, object]:
     """What was built, what this machine can run and what "auto" would choose: plain values, as JSON holds them."""
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     setting = current_backend()
+
+    def automatic(device: str) -> dict[str, str]:
+        return {op: _select(op, device, torch.float32, "auto")[0] for op in ops_of("reference")}
+
     return {
         "python": sys.version.split()[0],
         "torch": torch.__version__,
@@ -176,7 +180,5 @@ def info() -> dict[str, object]:
             name: {"available": unavailable(name) is None, "reason": unavailable(name), "ops": ops_of(name)}
             for name in BACKENDS
         },
-        "auto": {
-            device: {op: _select(op, device, torch.float32)[0] for op in ops_of("reference")} for device in devices
-        },
+        "auto": {device: automatic(device) for device in devices},
     }

@@ -124,6 +124,8 @@ def tensors(given, prefix=""):
             found |= tensors(value, f"{name}.")
         elif isinstance(value, ff.FFLayer):
             found |= tensors(vars(value), f"{name}.")
+        elif isinstance(value, torch.nn.Module):
+            found |= tensors(value.state_dict(), f"{name}.")
     return found
 
 

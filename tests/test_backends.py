@@ -1,0 +1,234 @@
+"""Which backend runs: settings, refusals, explanations, and what an import does not do."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import cases
+import pytest
+import torch
+
+import ffkernels as ff
+from ffkernels import _extension, backends
+
+
+def python(code, **environment):
+    """Run code in a fresh interpreter; its output."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+X = torch.ones(2, 3)
+EXTENSION = _extension.unavailable()
+SETTINGS = [
+    "auto", "reference", pytest.param("cpu", marks=pytest.mark.skipif(EXTENSION is not None, reason=f"{EXTENSION}"))
+]  # fmt: skip
+
+
+def test_use_backend_as_a_context_manager():
+    before = ff.current_backend()
+    with ff.use_backend("reference") as chosen:
+        assert chosen.name == ff.current_backend() == "reference"
+        with ff.use_backend("auto"):
+            assert ff.current_backend() == "auto"
+        assert ff.current_backend() == "reference"
+    assert ff.current_backend() == before
+
+
+def test_use_backend_restores_after_an_error():
+    before = ff.current_backend()
+    with pytest.raises(KeyError), ff.use_backend("reference"):
+        raise KeyError
+    assert ff.current_backend() == before
+
+
+def test_use_backend_as_a_setter():
+    before = ff.current_backend()
+    try:
+        ff.use_backend("reference")
+        assert ff.current_backend() == "reference"
+        assert "'reference'" in ff.explain("ff_forward", X)
+    finally:
+        ff.use_backend(before)
+
+
+@pytest.mark.parametrize("name", ["gpu", "", "CPU", None, 3])
+def test_unknown_names(name):
+    before = ff.current_backend()
+    with pytest.raises(ValueError, match="backend must be one of"):
+        ff.use_backend(name)
+    assert ff.current_backend() == before
+
+
+@pytest.mark.parametrize("name", backends.BACKENDS)
+def test_a_backend_that_cannot_run_says_why(name, monkeypatch):
+    monkeypatch.setitem(backends._UNAVAILABLE, name, lambda: "the moon is full")
+    before = ff.current_backend()
+    with pytest.raises(RuntimeError, match=f"'{name}' cannot run here: the moon is full"):
+        ff.use_backend(name)
+    assert ff.current_backend() == before
+
+
+def test_every_backend_is_available_or_has_a_reason():
+    for name in backends.BACKENDS:
+        reason = backends.unavailable(name)
+        if reason is None:
+            with ff.use_backend(name):
+                assert ff.current_backend() == name
+        else:
+            with pytest.raises(RuntimeError, match="cannot run here"):
+                ff.use_backend(name)
+
+
+def pretend(monkeypatch, kernels):
+    """A "triton" backend that is available and has the given kernels only."""
+    monkeypatch.setitem(backends._UNAVAILABLE, "triton", lambda: None)
+    for op in cases.OPS:
+        monkeypatch.delitem(backends._KERNELS, (op, "triton"), raising=False)
+    for op, kernel in kernels.items():
+        monkeypatch.setitem(backends._KERNELS, (op, "triton"), kernel)
+    monkeypatch.setattr(backends, "_chosen", {})
+
+
+def test_a_chosen_backend_without_the_kernel_refuses_and_auto_goes_on(monkeypatch):
+    pretend(monkeypatch, {"ff_grad": backends.Kernel(("cuda",), (torch.float16,))})
+    with ff.use_backend("triton"):
+        with pytest.raises(RuntimeError, match=r"ff_forward: backend 'triton' cannot run it: it has no kernel"):
+            ff.ff_forward(X, X)
+        given = cases.arguments("ff_grad")
+        with pytest.raises(RuntimeError, match=r"its ff_grad runs on cuda tensors, not on cpu"):
+            cases.call("ff_grad", given)
+        with pytest.raises(RuntimeError, match="its ff_grad takes torch.float16, not torch.float32"):
+            backends._select("ff_grad", "cuda", torch.float32)
+    with ff.use_backend("auto"):
+        cases.call("ff_grad", given)
+        assert "its ff_grad runs on cuda tensors, not on cpu" in ff.explain("ff_grad", X)
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+@pytest.mark.parametrize("op", cases.OPS)
+def test_auto_never_raises(op, dtype):
+    with ff.use_backend("auto"):
+        cases.call(op, cases.arguments(op, dtype=dtype))
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_the_backend_that_explain_names_is_the_one_that_runs(setting):
+    seen = []
+
+    class Seen(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with ff.use_backend(setting), Seen():
+        ff.ff_forward(X, X)
+        (backend,) = (name for name in backends.BACKENDS if f"runs on '{name}'" in ff.explain("ff_forward", X))
+    assert f"ffkernels.ff_forward.{backend}" in seen
+    assert setting in ("auto", backend)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_info_is_true_under_every_setting(setting):
+    with ff.use_backend("auto"):
+        auto = {op: backends._select(op, "cpu", torch.float32)[0] for op in cases.OPS}
+    with ff.use_backend(setting):
+        info = ff.info()
+    assert json.loads(json.dumps(info)) == info
+    assert info["backend"] == setting
+    assert info["torch"] == torch.__version__
+    assert info["threads"] == torch.get_num_threads()
+    assert set(info["backends"]) == set(backends.BACKENDS)
+    assert info["auto"]["cpu"] == auto  # whatever the setting is
+    for name, entry in info["backends"].items():
+        assert entry["available"] == (entry["reason"] is None) == (backends.unavailable(name) is None)
+        assert entry["ops"] == [op for op in sorted(cases.OPS) if (op, name) in backends._KERNELS]
+
+
+def test_an_import_loads_neither_triton_nor_the_extension():
+    out = python(
+        """
+        import sys
+        import torch
+        before = set(sys.modules)
+        import ffkernels
+        new = set(sys.modules) - before
+        print([m for m in new if m.split(".")[0] in ("triton", "sklearn", "matplotlib", "pooch")],
+              [lib for lib in torch.ops.loaded_libraries if "_C" in lib])
+        """
+    )
+    assert out == "[] []"
+
+
+def test_all_works_with_the_extension_hidden():
+    out = python(
+        """
+        from pathlib import Path
+        from ffkernels import _extension
+        _extension._LIBRARY = Path("/nonexistent/_C.abi3.so")
+        import torch
+        import ffkernels as ff
+        net = ff.FFNet.from_sizes([6, 4], num_classes=2)
+        net.fit(torch.rand(8, 6), torch.arange(8) % 2, epochs=1, progress=False)
+        net.predict(torch.rand(8, 6))
+        assert set(ff.info()["auto"]["cpu"].values()) == {"reference"}
+        assert ff.info()["build"] is None
+        assert "cpu: the compiled extension is not built" in ff.explain("ff_forward", torch.ones(1))
+        try:
+            ff.use_backend("cpu")
+        except RuntimeError as error:
+            print(error)
+        """
+    )
+    assert "backend 'cpu' cannot run here: the compiled extension is not built" in out
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("reference", "reference"),
+        ("", "auto"),
+        ("auto", "auto"),
+        ("tpu", "ValueError environment variable FFKERNELS_BACKEND must be one of"),
+    ],
+)
+def test_the_environment_variable(value, expected):
+    out = python(
+        """
+        import torch
+        import ffkernels as ff
+        try:
+            ff.ff_forward(torch.ones(2, 3), torch.ones(2, 3))
+            print(ff.current_backend())
+        except Exception as error:
+            print(type(error).__name__, error)
+        """,
+        FFKERNELS_BACKEND=value,
+    )
+    assert out.startswith(expected)
+
+
+def test_the_environment_variable_names_a_backend_that_cannot_run():
+    out = python(
+        """
+        import torch
+        import ffkernels as ff
+        from ffkernels import backends
+        backends._UNAVAILABLE["cuda"] = lambda: "there is no GPU"
+        try:
+            ff.ff_forward(torch.ones(2, 3), torch.ones(2, 3))
+        except RuntimeError as error:
+            print(error)
+        """,
+        FFKERNELS_BACKEND="cuda",
+    )
+    assert out == "ff_forward: backend 'cuda' cannot run it: there is no GPU"
