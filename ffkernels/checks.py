@@ -72,6 +72,14 @@ def matrix(name: str, t: Tensor) -> None:
         raise ValueError(f"{name} must be 2-dimensional, got shape {tuple(t.shape)}")
 
 
+def inputs(name: str, t: Tensor) -> None:
+    """Rows (B, K) or images (B, C, H, W)."""
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
+    if t.dim() not in (2, 4):
+        raise ValueError(f"{name} must have shape (B, K) or (B, C, H, W), got {tuple(t.shape)}")
+
+
 def like(
     name: str,
     t: Tensor,
@@ -102,6 +110,9 @@ def layer(
     matrix("x", x)
     matrix("weight", weight)
     n, k = weight.shape
+    if x.layout is not torch.strided or weight.layout is not torch.strided:
+        name, layout = ("weight", weight.layout) if x.layout is torch.strided else ("x", x.layout)
+        raise TypeError(f"{name} must be dense (torch.strided), got {layout}")
     if x.dtype not in DTYPES:
         raise TypeError(f"x must be one of {[str(d) for d in DTYPES]}, got {x.dtype}")
     if k == 0 or n == 0:
@@ -154,21 +165,46 @@ def labels(name: str, t: Tensor, x: Tensor, dims: int) -> None:
         raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
     if t.dtype not in _INTEGERS:
         raise TypeError(f"{name} must hold integers, got {t.dtype}")
-    if t.dim() != dims or t.shape[0] != x.shape[0]:
+    if t.dim() != dims:
+        raise ValueError(f"{name} must have shape {what}, got {tuple(t.shape)}")
+    if t.shape[0] != x.shape[0]:
         raise ValueError(f"{name} must have shape {what} with B = {x.shape[0]} as x (B, K) has, got {tuple(t.shape)}")
     if t.device != x.device:
         raise ValueError(f"{name} must be on {x.device} as x is, got {t.device}")
 
 
 def flat_state(
+    op: str,
     optimizer: object,
     state: Mapping[str, Tensor],
-    bias: Tensor | None,
+    weight: Tensor,  # (N, K)
+    bias: Tensor | None,  # (N,)
 ) -> list[Tensor]:
-    """The state's tensors in the ops' order."""
+    """The state's tensors in the ops' order: like lr, on the weight's device and without grad.
+
+    The device is looked at here, because a tensor on "meta" alone would make the call run the fake kernel.
+    """
     if not isinstance(optimizer, _Base):
         raise TypeError(f"optimizer must be ffkernels.SGD, Adam or AdamW, got {type(optimizer).__name__}")
-    return optimizer.flatten(state, bias is not None)
+    tensors = optimizer.flatten(state, bias is not None)
+    grad_mode = torch.is_grad_enabled()
+    if isinstance(optimizer.lr, Tensor):
+        lr_device(optimizer.lr, weight)
+        if grad_mode:
+            no_grad(op, lr=optimizer.lr)
+    for name, t in zip(optimizer.state_names(bias is not None), tensors, strict=True):
+        if not isinstance(t, Tensor):
+            raise TypeError(f"state[{name!r}] must be a tensor, got {type(t).__name__}")
+        if t.device != weight.device:
+            raise ValueError(f"state[{name!r}] must be on {weight.device} as weight is, got {t.device}")
+        if grad_mode and t.requires_grad:
+            no_grad(op, **{f"state[{name!r}]": t})
+    return tensors
+
+
+def lr_device(lr: Tensor, weight: Tensor) -> None:
+    if lr.device != weight.device:
+        raise ValueError(f"lr must be on {weight.device} as weight is, got {lr.device}")
 
 
 def state_tensors(
@@ -179,8 +215,8 @@ def state_tensors(
     bias: Tensor | None,  # (N,)
 ) -> None:
     """A flat state against the parameters that it belongs to."""
-    if lr is not None and lr.device != weight.device:
-        raise ValueError(f"lr must be on {weight.device} as weight is, got {lr.device}")
+    if lr is not None:
+        lr_device(lr, weight)
     dtype, device = state_dtype(weight.dtype), weight.device
     for name, t in zip(state_names(optimizer, len(state), bias is not None), state, strict=True):
         shape = () if name == "step" else bias.shape if bias is not None and name.endswith("_bias") else weight.shape

@@ -29,10 +29,7 @@ def overlay(
     Raises:
         TypeError, ValueError: a wrong type, shape or value; labels out of range (looked at on CPU only).
     """
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a tensor, got {type(x).__name__}")
-    if x.dim() not in (2, 4):
-        raise ValueError(f"x must have shape (B, K) or (B, C, H, W), got {tuple(x.shape)}")
+    checks.inputs("x", x)
     checks.labels("labels", labels, x, dims=1)
     planes = x if x.dim() == 2 else x.flatten(2).flatten(0, 1)  # (B, K) or (B C, H W)
     checks.count("num_classes", num_classes, 1, planes.shape[1], "labels are written over the first inputs of x")

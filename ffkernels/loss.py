@@ -39,4 +39,6 @@ def logistic_loss(
     checks.like("sign", sign, tuple(goodness.shape), "(M,)", goodness.dtype, goodness.device)
     checks.number("divisor", divisor, 0.0, above=True)
     checks.loss_options(threshold, temperature, "sum")
+    if not torch.compiler.is_compiling():
+        checks.sign_values(sign)
     return reference.logistic_loss(goodness, sign, divisor, threshold, temperature)

@@ -169,6 +169,10 @@ class FFLinear(nn.Module):
         }
 
     def _run(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x must be a tensor, got {type(x).__name__}")
+        if x.dim() == 0 or x.shape[-1] != self.in_features:
+            raise ValueError(f"x must have shape (*, K) with K = {self.in_features}, got {tuple(x.shape)}")
         y, goodness = ops.ff_forward(x.reshape(-1, x.shape[-1]), self.weight, self.bias, **self.forward_options())
         return y.reshape(*x.shape[:-1], self.out_features), goodness.reshape(x.shape[:-1])
 
@@ -208,6 +212,7 @@ class FFLinear(nn.Module):
 
 def _join(x_pos: Tensor, x_neg: Tensor) -> tuple[Tensor, Tensor]:  # x (M_pos + M_neg, K), sign (M_pos + M_neg,)
     checks.matrix("x_pos", x_pos)
+    checks.matrix("x_neg", x_neg)
     checks.like("x_neg", x_neg, (len(x_neg), x_pos.shape[1]), "(M, K)", x_pos.dtype, x_pos.device)
     return torch.cat([x_pos, x_neg]), signs(x_pos.shape[0], x_neg.shape[0], x_pos)
 
@@ -280,7 +285,8 @@ class FFNet(nn.Module):
 
     # -- inference
 
-    def _rows(self, x: Tensor) -> Tensor:  # (B, K)
+    def _rows(self, x: Tensor, name: str = "x") -> Tensor:  # (B, K)
+        checks.inputs(name, x)
         return x.flatten(1) if x.dim() == 4 else x
 
     def _classes(self) -> int:
@@ -306,6 +312,7 @@ class FFNet(nn.Module):
         labels: Tensor,  # (B, C)
     ) -> tuple[Tensor, list[Tensor]]:  # y (B C, N_L) of the last layer, the rows of one input together; G of each layer
         """All layers' forward pass of each input under each of its labels."""
+        checks.inputs("x", x)
         classes, first = self._classes(), self.stack[0]
         if x.dim() == 4 and x.shape[1] > 1:  # the label stands in every channel, not in the first columns alone
             checks.labels("labels", labels, x, dims=2)
@@ -343,6 +350,7 @@ class FFNet(nn.Module):
         labels: Tensor | None = None,  # (B, C)
     ) -> Tensor:  # (L, B, C)
         """g of every layer under each candidate label; None: all ``num_classes`` of them."""
+        checks.inputs("x", x)
         if labels is None:
             labels = torch.arange(self._classes(), device=x.device).expand(x.shape[0], -1)
         _, totals = self.climb_labels(x, labels)
@@ -361,6 +369,7 @@ class FFNet(nn.Module):
             layers: indices of the layers that count; None: all.
             batch_size: inputs at a time (memory: batch_size * num_classes rows).
         """
+        checks.inputs("x", x)
         checks.count("batch_size", batch_size, 1, 2**31, "inputs at a time")
         chosen = list(range(len(self.layers)) if layers is None else layers)
         if not chosen or not all(-len(self.layers) <= i < len(self.layers) for i in chosen):
@@ -376,7 +385,7 @@ class FFNet(nn.Module):
         x_neg: Tensor,  # (M_neg, K)
     ) -> NetStep:
         """One training step of all layers, each fed by what the layer below gave before its own update."""
-        x, sign = _join(self._rows(x_pos), self._rows(x_neg))
+        x, sign = _join(self._rows(x_pos, "x_pos"), self._rows(x_neg, "x_neg"))
         totals, loss = ops.ff_network_step_(x, sign, self.stack)
         g, m = self._g(list(totals)), x_pos.shape[0]
         return NetStep(g[:, :m], g[:, m:], loss)
@@ -388,6 +397,7 @@ class FFNet(nn.Module):
         labels_neg: Tensor,  # (B,)
     ) -> NetStep:
         """`step` on x under its true labels (positive) and under wrong ones (negative)."""
+        checks.inputs("x", x)
         classes, batch = self._classes(), x.shape[0]
         if x.dim() == 4 and x.shape[1] > 1:
             pos, neg = (overlay(x, labels, classes, self.label_strength) for labels in (labels_pos, labels_neg))

@@ -22,7 +22,7 @@ tensor that requires grad while grad mode is on; a backend that cannot run the o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -265,7 +265,7 @@ def ff_update_(
         The others as for ff_grad. weight, bias and state must be contiguous and share memory with nothing else given.
     """
     _check_gradient("ff_update_", x, y, coef, weight, bias, x_sqnorm, normalize, eps, activation, row_term, col_term)
-    tensors = checks.flat_state(optimizer, state, bias)
+    tensors = checks.flat_state("ff_update_", optimizer, state, weight, bias)
     _call(
         "ff_update_", x, y, coef, weight, bias, tensors, optimizer.kind, _lr_tensor(optimizer), optimizer.hyper,
         x_sqnorm, normalize, eps, activation, row_term, col_term, checks.precision(precision),
@@ -360,7 +360,7 @@ def ff_step_(
     if torch.is_grad_enabled():
         checks.no_grad("ff_step_", x=x, sign=sign, weight=weight, bias=bias, x_sqnorm=x_sqnorm, row_term=row_term,
                        col_term=col_term)  # fmt: skip
-    tensors = checks.flat_state(optimizer, state, bias)
+    tensors = checks.flat_state("ff_step_", optimizer, state, weight, bias)
     return _call(
         "ff_step_", x, sign, weight, bias, tensors, optimizer.kind, _lr_tensor(optimizer), optimizer.hyper, threshold,
         temperature, goodness, x_sqnorm, normalize, eps, activation, row_term, col_term, checks.precision(precision),
@@ -455,7 +455,13 @@ def ff_network_step_(
     Returns:
         goodness (L, M), the plain sums G, and loss (L,), in the accumulation dtype.
     """
-    records = [item if isinstance(item, FFLayer) else item.as_layer() for item in layers]
+    if not isinstance(layers, Iterable):
+        raise TypeError(f"layers must be a sequence of FFLinear or FFLayer, got {type(layers).__name__}")
+    records: list[FFLayer] = []
+    for i, item in enumerate(layers):
+        if not (isinstance(item, FFLayer) or hasattr(item, "as_layer")):
+            raise TypeError(f"layers[{i}] must be an FFLinear or FFLayer, got {type(item).__name__}")
+        records.append(item if isinstance(item, FFLayer) else item.as_layer())
     if not records:
         raise ValueError("layers must hold at least one layer, got none")
     checks.matrix("x", x)
@@ -466,6 +472,8 @@ def ff_network_step_(
     if sign is not None:
         sign = _sign(sign, x)
     if labels is not None:
+        if not isinstance(labels, (tuple, list)) or len(labels) != 2:
+            raise TypeError(f"labels must be (labels_pos, labels_neg), got {type(labels).__name__}")
         labels_pos, labels_neg = labels
         checks.labels("labels[0]", labels_pos, x, dims=1)
         checks.labels("labels[1]", labels_neg, x, dims=1)
@@ -486,7 +494,7 @@ def ff_network_step_(
             # one row stands for the layer's input: its width is what there is to check
             checks.layer(x if i == 0 else x.new_empty((1, width)), r.weight, r.bias, r.normalize, r.eps, r.activation)
             checks.loss_options(r.threshold, r.temperature, r.goodness)
-            tensors = checks.flat_state(r.optimizer, r.state, r.bias)
+            tensors = checks.flat_state("ff_network_step_", r.optimizer, r.state, r.weight, r.bias)
             if grad_mode:
                 checks.no_grad("ff_network_step_", weight=r.weight, bias=r.bias)
         except (TypeError, ValueError, RuntimeError) as error:
@@ -661,7 +669,9 @@ def ff_label_step_(
     checks.labels("labels_neg", labels_neg, x, dims=1)
     checks.loss_options(threshold, temperature, goodness)
     checks.peer_terms(row_term, col_term, x, weight, 2 * x.shape[0])
-    tensors = checks.flat_state(optimizer, state, bias)
+    if torch.is_grad_enabled():
+        checks.no_grad("ff_label_step_", row_term=row_term, col_term=col_term)
+    tensors = checks.flat_state("ff_label_step_", optimizer, state, weight, bias)
     return _call(
         "ff_label_step_", x, labels_pos.long(), labels_neg.long(), weight, bias, tensors, optimizer.kind,
         _lr_tensor(optimizer), optimizer.hyper, num_classes, strength, threshold, temperature, goodness, normalize, eps,

@@ -137,6 +137,8 @@ class SGD(_Base):
         _check_lr("SGD", self.lr)
         for name in ("momentum", "dampening", "weight_decay"):
             _check_number("SGD", name, getattr(self, name), 0.0)
+        if not isinstance(self.nesterov, bool):
+            raise TypeError(f"SGD: nesterov must be True or False, got {self.nesterov!r}")
         if self.nesterov and (self.momentum <= 0 or self.dampening != 0):
             raise ValueError(
                 "SGD: nesterov needs momentum > 0 and dampening = 0, "

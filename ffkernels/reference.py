@@ -93,8 +93,9 @@ def logistic_loss(
     temperature: float,
 ) -> tuple[Tensor, Tensor]:  # loss (), coef (M,) = d loss / d G
     """mean_m T softplus(-s_m (G_m / E - theta) / T) and its derivative by G (Hinton 2022, section 2, equation 1)."""
-    u = -sign * (goodness / divisor - threshold) / temperature
-    loss = temperature * torch.logaddexp(u, torch.zeros_like(u)).mean()
+    v = -sign * (goodness / divisor - threshold)
+    u = v / temperature
+    loss = (v.relu() + temperature * torch.log1p(torch.exp(-u.abs()))).mean()  # v may be finite where u is not
     return loss, -sign * torch.sigmoid(u) / (divisor * goodness.shape[0])
 
 

@@ -81,6 +81,7 @@ class _LoaderBatches:
             if not isinstance(item, (tuple, list)) or len(item) != 2:
                 raise TypeError(f"the loader must give (x, labels), got {type(item).__name__}")
             x, labels = item
+            checks.inputs("x", x)
             checks.labels("labels", labels, x, dims=1)
             yield x, labels, wrong_labels(labels, num_classes, generator)
 
@@ -91,6 +92,7 @@ def _batches(data: Any, labels: Tensor | None, batch_size: int) -> _TensorBatche
     if isinstance(data, Tensor):
         if labels is None:
             raise ValueError("labels must be given with a tensor of inputs, got None")
+        checks.inputs("data", data)
         checks.labels("labels", labels, data, dims=1)
         if len(data) == 0:
             raise ValueError(f"data must have at least one row, got shape {tuple(data.shape)}")
@@ -114,6 +116,7 @@ class _Stage:
         self.trained = range(len(net)) if only is None else range(only, only + 1)
         self.layers = [net.stack[i] for i in self.trained]
         self.below = net[: self.trained.start] if self.trained.start else None
+        self.from_input = net[: self.trained.stop]
 
     def step(
         self,
@@ -122,7 +125,7 @@ class _Stage:
         negatives: Tensor,  # (B,)
     ) -> Tensor:  # (3, trained layers): loss, mean g of the positives, mean g of the negatives
         if self.below is None and self.optimizer is None:
-            g_pos, g_neg, loss = self.net[: self.trained.stop].label_step(x, labels, negatives)
+            g_pos, g_neg, loss = self.from_input.label_step(x, labels, negatives)
             return torch.stack([loss, g_pos.mean(1), g_neg.mean(1)])
         pairs = torch.stack([labels, negatives], 1)
         if self.below is None:
@@ -180,9 +183,10 @@ class _LearningRate:
         self.lr, self.optimizer = lr, optimizer
         self.layers = net.stack
         self.before = [layer.optimizer for layer in self.layers]
+        self.rates_before = [group["lr"] for group in optimizer.param_groups] if optimizer is not None else []
         self.rate: Tensor | None = None  # shared by the fused optimizers, so that a change costs no recompilation
         if lr is not None and optimizer is None:
-            self.rate = torch.zeros((), device=self.layers[0].weight.device)
+            self.rate = torch.zeros((), dtype=torch.float32, device=self.layers[0].weight.device)
             for layer in self.layers:
                 layer.optimizer = dataclasses.replace(layer.optimizer, lr=self.rate)
 
@@ -204,6 +208,9 @@ class _LearningRate:
     def restore(self) -> None:
         for layer, optimizer in zip(self.layers, self.before, strict=True):
             layer.optimizer = optimizer
+        if self.lr is not None and self.optimizer is not None:
+            for group, rate in zip(self.optimizer.param_groups, self.rates_before, strict=True):
+                group["lr"] = rate
 
 
 def _check_validation(validation: Any) -> None:
@@ -211,11 +218,14 @@ def _check_validation(validation: Any) -> None:
         return
     if not isinstance(validation, (tuple, list)) or len(validation) != 2:
         raise TypeError(f"validation must be (x, labels), got {type(validation).__name__}")
+    checks.inputs("validation[0]", validation[0])
     checks.labels("validation[1]", validation[1], validation[0], dims=1)
 
 
 def error_percent(net: FFNet, x: Tensor, labels: Tensor, *, layers: Sequence[int] | None = None) -> float:
     """Percent of the rows whose predicted label is wrong. x: (B, K) or (B, C, H, W), labels: (B,)."""
+    checks.inputs("x", x)
+    checks.labels("labels", labels, x, dims=1)
     weight = net.stack[0].weight
     predicted = net.predict(x.to(weight.device, weight.dtype), layers=layers)
     return 100.0 * (predicted.cpu() != labels.cpu()).double().mean().item()
@@ -272,6 +282,10 @@ def fit(
         checks.number("lr", lr, 0.0)
     if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"optimizer must be a torch.optim optimizer, got {type(optimizer).__name__}")
+    if optimizer is not None:
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if not any(id(p) in held for p in net.parameters()):
+            raise ValueError("optimizer must hold parameters of the net, got one that holds none of them")
     if net.num_classes is None:
         raise ValueError("fit needs a net with num_classes, to write labels over the input; it is None")
     _check_validation(validation)
@@ -308,6 +322,8 @@ def _fit_stage(
     progress: bool,
 ) -> None:
     net, weight = stage.net, stage.layers[0].weight
+    if stage.only is not None and any(r["layer"] is not None and r["layer"] > stage.only for r in records):
+        return  # a callback had ended this layer's training before its last epoch
     done = sum(r["layer"] == stage.only for r in records)
     title = "training" if stage.only is None else f"layer {stage.only + 1}/{len(net)}"
     with tqdm(
