@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from . import parser as ast
-from .decode import CUSTOM, STRICT, opcode
+from .decode import ASYNC, CUSTOM, STRICT, opcode
 from .decode_memory import _touch, address, semantics, space
 
 ELEMENTS = {
@@ -202,3 +202,55 @@ def _wmma_mma(d, ops, m):
     srcs = [d.src(o, register) for op, n in zip(ops[1:], (na, nb, nc)) for o in _items(d, op, n)]
     types = ELEMENTS[at] | ELEMENTS[bt] << 8 | ELEMENTS[ct] << 16 | ELEMENTS[dt] << 24
     d.emit("wmma.mma", dsts, srcs, (rows | cols << 8 | k << 16, types, na | nb << 8 | nc << 16, sat), policy=STRICT)
+
+
+# types of a and b -> k of the shape, and accumulators
+_WGMMA = {
+    ("f16", "f16"): (16, ("f16", "f32")), ("bf16", "bf16"): (16, ("f32",)), ("tf32", "tf32"): (8, ("f32",)),
+    **{(a, b): (32, ("f16", "f32")) for a in ("e4m3", "e5m2") for b in ("e4m3", "e5m2")},
+    **{(a, b): (32, ("s32",)) for a in ("s8", "u8") for b in ("s8", "u8")},
+}  # fmt: skip
+
+
+@opcode("wgmma")
+def wgmma(d, ops, m):
+    d.uses_async = d.uses_wgmma = True
+    what = m.need("mma_async", "fence", "commit_group", "wait_group")
+    m.need("sync")
+    m.need("aligned")
+    if what != "mma_async":
+        m.done()
+        key = {"fence": "wgmma.fence", "commit_group": "wgmma.commit", "wait_group": "wgmma.wait"}[what]
+        imm = (int(ops[0].value),) if what == "wait_group" else ()
+        return d.emit(key, imm=imm, flags=ASYNC)
+    if m.take("sp"):
+        m.fail("sparse operands are not implemented")
+    name, rows, n, k = _shape(m)
+    dt, at, bt = _types(m, 3)
+    sat = m.take("satfinite")
+    m.done()
+    if (
+        (at, bt) not in _WGMMA
+        or _WGMMA[at, bt][0] != k
+        or dt not in _WGMMA[at, bt][1]
+        or rows != 64
+        or n % 8
+        or not 8 <= n <= 256
+    ):
+        m.fail("not implemented")
+    acc = _items(d, ops[0], n // 4 if dt == "f16" else n // 2)
+    in_registers = isinstance(ops[1], ast.Vec)
+    a = [d.src(o, "b32") for o in _items(d, ops[1], 4)] if in_registers else [d.src(ops[1], "b64")]
+    rest = list(ops[4:])
+    scale = d.src(ops[3], "pred") if len(ops) > 3 else d.src(ast.Imm(1), "pred")
+    values = [int(o.value) for o in rest]
+    negate_a, negate_b = (v == -1 for v in values[:2]) if values else (False, False)
+    trans = values[2:]
+    trans_a = trans_b = 0
+    if trans:
+        (trans_a, trans_b) = (0, trans[0]) if in_registers else trans
+    options = in_registers | trans_a << 1 | trans_b << 2 | negate_a << 3 | negate_b << 4 | sat << 5
+    registers = [d.dst(o, "b32") for o in acc]
+    types = ELEMENTS[at] | ELEMENTS[bt] << 8 | ELEMENTS[dt] << 16
+    srcs = [*registers, *a, d.src(ops[2], "b64"), scale]
+    d.emit("wgmma.mma_async", registers, srcs, (n | k << 16, types, options), ASYNC, CUSTOM)

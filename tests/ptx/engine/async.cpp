@@ -12,7 +12,7 @@ Actor async_actor(const Warp& w, AgentKind kind) {
   a.kind = kind;
   a.clock = w.sequence[kind];
   a.flags = kNodeAsync;
-  a.proxy = kind == kBulkAgent || kind == kWgmmaAgent;
+  a.proxy = kind >= kBulkAgent;
   return a;
 }
 

@@ -116,8 +116,9 @@ struct VectorClock {
   void join(const VectorClock& other);
 };
 
-// Agents of a block: [0, n) warps, [n, 2n) their cp.async, [2n, 3n) their bulk copies, [3n, 4n) their wgmma, then mbarriers.
-enum AgentKind { kWarpAgent, kCpAsyncAgent, kBulkAgent, kWgmmaAgent, kAgentKinds };
+// Agents of a block, n of each kind for n warps, then its mbarriers. Bulk copies from shared memory have one agent for their
+// writes and one for their reads, which can be waited for alone.
+enum AgentKind { kWarpAgent, kCpAsyncAgent, kBulkAgent, kBulkReadAgent, kWgmmaAgent, kAgentKinds };
 constexpr int kMaxMbarriers = 128;
 
 // A set of lanes at one program counter that waits.
@@ -183,13 +184,12 @@ struct Warp {
   Polled polled[16] = {};
 
   // asynchronous copies and wgmma
-  std::vector<CommitGroup> cp_groups, bulk_groups, wgmma_groups;
+  std::vector<CommitGroup> cp_groups, bulk_groups, bulk_read_groups, wgmma_groups;
   uint32_t sequence[kAgentKinds] = {};  // open group of each kind of agent
-  Mask cp_open = 0, bulk_open = 0;
-  bool wgmma_open = false;
-  std::vector<std::pair<uint32_t, uint32_t>> in_flight;  // register, wgmma sequence
-  std::vector<uint32_t> touched;                         // register -> fence_epoch at its last ordinary write
-  uint32_t fence_epoch = 1;
+  // by register, for kernels with wgmma: the last wgmma group that has it as accumulator or as source, and the number of
+  // wgmma.fence before its last ordinary write
+  std::vector<uint32_t> accumulator_of, source_of, written_after;
+  uint32_t wgmma_done = 0, fences = 1;
 
   std::vector<uint8_t> local, local_state;  // lane-major
 

@@ -156,7 +156,7 @@ static std::string describe(const Warp& w, const Node& node, bool global) {
     return format("%sblock (%u,%u,%u) warp %u at PTX line %u", node.agent & 1 ? "bulk copy of " : "", x, y % w.launch->grid[1],
                   y / w.launch->grid[1], node.agent / 2 % n, w.launch->code[node.pc].line);
   }
-  static const char* kinds[] = {"", "cp.async of ", "bulk copy of ", "wgmma of "};
+  static const char* kinds[] = {"", "cp.async of ", "bulk copy of ", "bulk copy of ", "wgmma of "};
   uint32_t kind = node.agent / n;
   if (kind >= kAgentKinds) return format("bulk copy to an mbarrier, issued at PTX line %u", w.launch->code[node.pc].line);
   return format("%swarp %u at PTX line %u", kinds[kind], node.agent % n, w.launch->code[node.pc].line);

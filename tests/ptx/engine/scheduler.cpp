@@ -78,18 +78,15 @@ void rotate(Warp& w) {
   }
 }
 
-[[noreturn]] void in_flight_fault(const Insn& in, uint32_t reg_index) {
-  for (int k = 0; k < in.ndst + in.nsrc; k++)
-    if (in.ops[k].reg == reg_index)
-      throw Fault{"asynchronous operation not waited for", format("%s is a register of a wgmma that wgmma.wait_group has not waited for",
-                                                                  k < in.ndst ? "the destination" : "a source")};
-  throw Fault{"asynchronous operation not waited for", "a register of a wgmma in flight"};
-}
-
+// Registers of a wgmma belong to it until wgmma.wait_group.
 void check_in_flight(Warp& w, const Insn& in) {
-  for (const auto& [reg_index, sequence] : w.in_flight)
-    for (int k = 0; k < in.ndst + in.nsrc; k++)
-      if (in.ops[k].reg == reg_index) in_flight_fault(in, reg_index);
+  auto fail = [](const char* what) {
+    throw Fault{"asynchronous operation not waited for", std::string(what) + " a wgmma that wgmma.wait_group has not waited for"};
+  };
+  for (int k = 0; k < in.ndst + in.nsrc; k++) {
+    if (w.accumulator_of[in.ops[k].reg] > w.wgmma_done) fail(k < in.ndst ? "writes a result of" : "reads a result of");
+    if (k < in.ndst && w.source_of[in.ops[k].reg] > w.wgmma_done) fail("writes a source of");
+  }
 }
 
 void run_warp(Warp& w) {
@@ -118,15 +115,16 @@ void run_warp(Warp& w) {
     c.threads += __builtin_popcount(m);
     const Operand* ops = in.ops;
     const int nd = in.ndst, n = nd + in.nsrc;
-    if (!w.in_flight.empty() && !(in.flags & kAsync)) check_in_flight(w, in);
+    if (l.uses_wgmma && !(in.flags & kAsync)) {
+      check_in_flight(w, in);
+      for (int k = 0; k < nd; k++) w.written_after[ops[k].reg] = w.fences;
+    }
     Mask ok = m;
     if (in.policy != kCustom) {
       for (int k = nd; k < n; k++) ok &= w.init[ops[k].reg];
       if (in.policy == kStrict && ok != m) throw Fault{"uninitialised register", "a source operand is undefined", __builtin_ctz(m & ~ok)};
     }
     for (int k = 0; k < nd; k++) w.init[ops[k].reg] = (w.init[ops[k].reg] & ~m) | ok;
-    if (l.uses_wgmma && !(in.flags & kAsync))
-      for (int k = 0; k < nd; k++) w.touched[ops[k].reg] = w.fence_epoch;
     in.fn(w, in, m);
   }
   l.now += 100;
@@ -207,7 +205,11 @@ std::unique_ptr<Block> start_block(Launch& l, uint32_t linear) {
     std::fill(std::begin(w.sequence), std::end(w.sequence), 1);
     w.local.assign(size_t(l.local_bytes) * kLanes, 0);
     w.local_state.assign(size_t(l.local_bytes) * kLanes, kUnwritten);
-    if (l.uses_wgmma) w.touched.assign(l.nregs, 0);
+    if (l.uses_wgmma) {
+      w.accumulator_of.assign(l.nregs, 0);
+      w.source_of.assign(l.nregs, 0);
+      w.written_after.assign(l.nregs, 0);
+    }
   }
   return b;
 }
