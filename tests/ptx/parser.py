@@ -414,10 +414,14 @@ class Parser:
             space = self.take()[1:]
             while self.word.startswith("."):
                 mod = self.take()
-                if mod == ".align":
+                if mod == ".ptr":
+                    # what follows tells of the pointee
+                    if self.word in (".global", ".const", ".shared", ".local"):
+                        self.take()
+                    if self.accept(".align"):
+                        self.integer()
+                elif mod == ".align":
                     align = self.integer()
-                elif mod in (".ptr", ".global", ".const", ".shared", ".local"):
-                    continue
                 else:
                     kind = mod[1:]
             if kind not in _TYPE_SIZES:
