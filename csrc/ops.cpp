@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "cpu/isa.h"
 #include "cpu/kernels.h"
 #ifdef FFKERNELS_WITH_CUDA
 #include "cuda/device.h"
@@ -17,6 +18,9 @@ std::string build_info() {
       ;
 }
 
+// What this machine can run, from the lowest on; then, after a space, what runs.
+std::string cpu_isa() { return ffkernels::cpu::available_isas() + " " + ffkernels::cpu::kernels().name; }
+
 std::string cuda_devices() {
 #ifdef FFKERNELS_WITH_CUDA
   return ffkernels::cuda::devices();
@@ -29,13 +33,23 @@ std::string cuda_devices() {
 
 STABLE_TORCH_LIBRARY_FRAGMENT(ffkernels, m) {
   m.def("build_info() -> str");
+  m.def("cpu_isa() -> str");
   m.def("cuda_devices() -> str");
 }
 
 // No tensor among the arguments: one kernel for every dispatch key.
 STABLE_TORCH_LIBRARY_IMPL(ffkernels, CompositeExplicitAutograd, m) {
   m.impl("build_info", TORCH_BOX(&build_info));
+  m.impl("cpu_isa", TORCH_BOX(&cpu_isa));
   m.impl("cuda_devices", TORCH_BOX(&cuda_devices));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(ffkernels, CPU, m) { m.impl("ff_forward.cpu", TORCH_BOX(&ffkernels::cpu::ff_forward)); }
+STABLE_TORCH_LIBRARY_IMPL(ffkernels, CPU, m) {
+  m.impl("ff_forward.cpu", TORCH_BOX(&ffkernels::cpu::ff_forward));
+  m.impl("ff_grad.cpu", TORCH_BOX(&ffkernels::cpu::ff_grad));
+  m.impl("ff_update_.cpu", TORCH_BOX(&ffkernels::cpu::ff_update_));
+  m.impl("ff_step_.cpu", TORCH_BOX(&ffkernels::cpu::ff_step_));
+  m.impl("ff_network_step_.cpu", TORCH_BOX(&ffkernels::cpu::ff_network_step_));
+  m.impl("ff_label_forward.cpu", TORCH_BOX(&ffkernels::cpu::ff_label_forward));
+  m.impl("ff_label_step_.cpu", TORCH_BOX(&ffkernels::cpu::ff_label_step_));
+}

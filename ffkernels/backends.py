@@ -51,7 +51,16 @@ def register(backend: str, op: str, *, devices: tuple[str, ...] | None, dtypes: 
 
 
 # what csrc/ops.cpp registers
-register("cpu", "ff_forward", devices=("cpu",), dtypes=(torch.float32, torch.bfloat16))
+for _op in (
+    "ff_forward",
+    "ff_grad",
+    "ff_update_",
+    "ff_step_",
+    "ff_network_step_",
+    "ff_label_forward",
+    "ff_label_step_",
+):
+    register("cpu", _op, devices=("cpu",), dtypes=(torch.float32, torch.bfloat16))
 
 
 def unavailable(backend: str) -> str | None:

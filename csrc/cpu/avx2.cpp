@@ -1,0 +1,23 @@
+// AVX2 and FMA: vectors of eight floats.
+#include <cmath>
+#include <cstdint>
+#include <type_traits>
+
+#include "cpu/job.h"
+
+#if defined(__x86_64__)
+#define FFK_NAMESPACE avx2
+#define FFK_LANES 8
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#include "cpu/core_f32.h"
+#include "cpu/elementwise.h"
+#include "cpu/layer.h"
+#include "cpu/simd.h"
+#pragma GCC pop_options
+
+namespace ffkernels::cpu {
+const Kernels kernels_avx2 = {
+    "avx2", {avx2::run<avx2::CoreF32<6, 2>>, avx2::run<avx2::CoreF32<6, 2>>, avx2::run<avx2::CoreF32<6, 2>>}};
+}
+#endif

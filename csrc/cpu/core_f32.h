@@ -1,0 +1,81 @@
+// The float32 GEMM core: register tiles of kRows x kVectors vectors, for any vector width. Included by kernels.inc.
+//
+// A core packs its operands into panels: A panels of kRows rows, B panels of kCols columns, each holding the whole
+// depth, zero beyond the matrix. "rows" packs a matrix whose rows run along the depth, "cols" one whose columns do.
+#pragma once
+
+namespace ffkernels::cpu::FFK_NAMESPACE {
+
+template <int64_t rows_, int64_t vectors_>
+struct CoreF32 {
+  static constexpr int64_t kRows = rows_, kCols = vectors_ * kLanes, kDepthUnit = 1;
+  static constexpr int64_t kBytes = 4;  // of a packed element
+  using Element = float;
+
+  static void enter() {}
+  static void leave() {}
+
+  template <int64_t tile>
+  static void pack_rows(const float* from, int64_t stride, int64_t used, int64_t depth, float* to) {
+    for (int64_t i = 0; i < tile; ++i) {
+      if (i < used) {
+        for (int64_t k = 0; k < depth; ++k) to[k * tile + i] = from[i * stride + k];
+      } else {
+        for (int64_t k = 0; k < depth; ++k) to[k * tile + i] = 0.f;
+      }
+    }
+  }
+  template <int64_t tile>
+  static void pack_cols(const float* from, int64_t stride, int64_t used, int64_t depth, float* to) {
+    for (int64_t k = 0; k < depth; ++k, from += stride, to += tile) {
+      if (used == tile) {
+        for (int64_t i = 0; i < tile; ++i) to[i] = from[i];
+      } else {
+        for (int64_t i = 0; i < tile; ++i) to[i] = i < used ? from[i] : 0.f;
+      }
+    }
+  }
+  static void pack_a_rows(const float* from, int64_t stride, int64_t used, int64_t depth, float* to) {
+    pack_rows<kRows>(from, stride, used, depth, to);
+  }
+  static void pack_b_rows(const float* from, int64_t stride, int64_t used, int64_t depth, float* to) {
+    pack_rows<kCols>(from, stride, used, depth, to);
+  }
+  static void pack_a_cols(const float* from, int64_t stride, int64_t used, int64_t depth, float* to) {
+    pack_cols<kRows>(from, stride, used, depth, to);
+  }
+  static void pack_b_cols(const float* from, int64_t stride, int64_t used, int64_t depth, float* to) {
+    pack_cols<kCols>(from, stride, used, depth, to);
+  }
+
+  // c (kRows, kCols) = or += a b
+  static void multiply(int64_t depth, const float* a, const float* b, float* c, int64_t stride, bool accumulate) {
+    Vector total[rows_][vectors_];
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < rows_; ++i) {
+#pragma GCC unroll 4
+      for (int64_t j = 0; j < vectors_; ++j) total[i][j] = Vector{};
+    }
+    for (int64_t k = 0; k < depth; ++k, a += kRows, b += kCols) {
+      Vector right[vectors_];
+#pragma GCC unroll 4
+      for (int64_t j = 0; j < vectors_; ++j) right[j] = load(b + j * kLanes);
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < rows_; ++i) {
+        const Vector left = broadcast(a[i]);
+#pragma GCC unroll 4
+        for (int64_t j = 0; j < vectors_; ++j) total[i][j] += left * right[j];
+      }
+    }
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < rows_; ++i) {
+#pragma GCC unroll 4
+      for (int64_t j = 0; j < vectors_; ++j) {
+        float* to = c + i * stride + j * kLanes;
+        store(to, accumulate ? load(to) + total[i][j] : total[i][j]);
+      }
+    }
+  }
+};
+
+}  // namespace ffkernels::cpu::FFK_NAMESPACE

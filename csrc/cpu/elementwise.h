@@ -1,0 +1,176 @@
+// What happens to each value beside the GEMMs: conversions, activations, optimizers, in vectors. Included by
+// kernels.inc.
+#pragma once
+
+namespace ffkernels::cpu::FFK_NAMESPACE {
+
+// -- bf16
+
+inline float from_bf16(uint16_t h) {
+  const uint32_t bits = static_cast<uint32_t>(h) << 16;
+  float f;
+  __builtin_memcpy(&f, &bits, 4);
+  return f;
+}
+
+inline uint16_t to_bf16(float f) {  // to nearest, ties to even
+  uint32_t bits;
+  __builtin_memcpy(&bits, &f, 4);
+  const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
+  return nan ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
+}
+
+inline float get(float v) { return v; }
+inline float get(uint16_t v) { return from_bf16(v); }
+inline void set(float* to, float v) { *to = v; }
+inline void set(uint16_t* to, float v) { *to = to_bf16(v); }
+
+inline Vector load(const uint16_t* p) {
+  Vector v;
+  for (int64_t i = 0; i < kLanes; ++i) v[i] = from_bf16(p[i]);
+  return v;
+}
+inline void store(uint16_t* p, Vector v) {
+  for (int64_t i = 0; i < kLanes; ++i) p[i] = to_bf16(v[i]);
+}
+
+// The first `used` values from p, and zeros.
+template <typename T>
+inline Vector load_part(const T* p, int64_t used) {
+  float values[kLanes] = {};
+  for (int64_t i = 0; i < used; ++i) values[i] = get(p[i]);
+  return load(values);
+}
+template <typename T>
+inline void store_part(T* p, Vector v, int64_t used) {
+  for (int64_t i = 0; i < used; ++i) set(p + i, v[i]);
+}
+
+inline Vector square_root(Vector v) {
+  for (int64_t i = 0; i < kLanes; ++i) v[i] = __builtin_sqrtf(v[i]);
+  return v;
+}
+
+// -- activations: NaN stays NaN
+
+inline Vector select(Mask condition, Vector yes, Vector no) { return condition ? yes : no; }
+
+// Cephes' expf: relative error below 2e-7; 0 below -87.3.
+inline Vector exponential(Vector x) {
+  const Vector high = broadcast(88.3762626647949f), low = broadcast(-87.3365447504019f);
+  const Mask tiny = x < low;
+  x = select(x > high, high, select(tiny, low, x));
+  const Vector shift = broadcast(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer
+  const Vector n = (x * 1.44269504088896341f + shift) - shift;
+  x = x - n * 0.693359375f - n * -2.12194440e-4f;
+  Vector y = broadcast(1.9875691500e-4f);
+  y = y * x + 1.3981999507e-3f;
+  y = y * x + 8.3334519073e-3f;
+  y = y * x + 4.1665795894e-2f;
+  y = y * x + 1.6666665459e-1f;
+  y = y * x + 5.0000001201e-1f;
+  y = y * x * x + x + 1.f;
+  const Mask exponent = (__builtin_convertvector(n, Mask) + 127) << 23;
+  Vector scale;
+  __builtin_memcpy(&scale, &exponent, sizeof scale);
+  return select(tiny, Vector{}, y * scale);
+}
+
+inline Vector magnitude(Vector x) { return select(x < 0.f, -x, x); }
+
+// value gives y = act(z), and in `slope` act'(z) where a pointer is given.
+struct ReluAct {
+  static Vector value(Vector z, Vector* slope) {
+    const Mask off = z <= 0.f;
+    if (slope) *slope = select(off, Vector{}, broadcast(1.f));
+    return select(off, Vector{}, z);
+  }
+};
+
+struct LeakyReluAct {
+  static Vector value(Vector z, Vector* slope) {
+    const Mask on = z > 0.f;
+    if (slope) *slope = select(on, broadcast(1.f), broadcast(0.01f));
+    return select(on, z, 0.01f * z);
+  }
+};
+
+struct GeluAct {
+  static Vector value(Vector z, Vector* slope) {
+    // erf by Abramowitz & Stegun 7.1.26: absolute error below 1.5e-7
+    const Vector x = magnitude(z) * 0.70710678f, t = 1.f / (1.f + 0.3275911f * x), bell = exponential(-x * x);
+    const Vector tail =
+        ((((1.061405429f * t - 1.453152027f) * t + 1.421413741f) * t - 0.284496736f) * t + 0.254829592f) * t * bell;
+    const Vector cdf = select(z < 0.f, 0.5f * tail, 1.f - 0.5f * tail);
+    if (slope) *slope = cdf + z * bell * 0.39894228f;
+    return z * cdf;
+  }
+};
+
+struct SiluAct {
+  static Vector value(Vector z, Vector* slope) {
+    const Vector sigmoid = 1.f / (1.f + exponential(-z));
+    if (slope) *slope = sigmoid * (1.f + z * (1.f - sigmoid));
+    return z * sigmoid;
+  }
+};
+
+struct TanhAct {
+  static Vector value(Vector z, Vector* slope) {
+    const Vector x = magnitude(z), square = z * z;
+    // Cephes' tanhf near 0, where the other form cancels
+    Vector series = broadcast(-5.70498872745e-3f);
+    series = series * square + 2.06390887954e-2f;
+    series = series * square - 5.37397155531e-2f;
+    series = series * square + 1.33314422036e-1f;
+    series = series * square - 3.33332819422e-1f;
+    series = series * square * z + z;
+    const Vector far = 1.f - 2.f / (exponential(2.f * x) + 1.f);
+    const Vector y = select(x < 0.625f, series, select(z < 0.f, -far, far));
+    if (slope) *slope = 1.f - y * y;
+    return y;
+  }
+};
+
+// -- optimizers: torch.optim's formulas on a run of n elements
+
+template <Optimizer kind, typename T>
+inline void optimize(const OptimizerStep& o, const float* gradient, T* weight, float* slot0, float* slot1, int64_t n) {
+  const auto element = [&o](auto g, auto w, auto* s0, auto* s1) {
+    if constexpr (kind == Optimizer::sgd) {
+      if (o.weight_decay != 0.f) g = g + o.weight_decay * w;
+      if (s0) {
+        *s0 = o.first ? g : o.momentum * *s0 + (1.f - o.dampening) * g;
+        g = o.nesterov ? g + o.momentum * *s0 : *s0;
+      }
+      return w - o.lr * g;
+    } else {
+      if constexpr (kind == Optimizer::adamw) {
+        w = w * (1.f - o.lr * o.weight_decay);
+      } else if (o.weight_decay != 0.f) {
+        g = g + o.weight_decay * w;
+      }
+      *s0 = o.beta1 * *s0 + o.rest1 * g;
+      *s1 = o.beta2 * *s1 + o.rest2 * g * g;
+      return w - o.step_size * *s0 / (square_root(*s1) * o.inverse_root_correction2 + o.eps);
+    }
+  };
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    Vector s0 = slot0 ? load(slot0 + i) : Vector{}, s1 = slot1 ? load(slot1 + i) : Vector{};
+    store(weight + i, element(load(gradient + i), load(weight + i), slot0 ? &s0 : nullptr, slot1 ? &s1 : nullptr));
+    if (slot0) store(slot0 + i, s0);
+    if (slot1) store(slot1 + i, s1);
+  }
+  if (const int64_t rest = n - i; rest > 0) {
+    Vector s0 = slot0 ? load_part(slot0 + i, rest) : Vector{}, s1 = slot1 ? load_part(slot1 + i, rest) : Vector{};
+    store_part(weight + i,
+               element(load_part(gradient + i, rest), load_part(weight + i, rest), slot0 ? &s0 : nullptr,
+                       slot1 ? &s1 : nullptr),
+               rest);
+    if (slot0) store_part(slot0 + i, s0, rest);
+    if (slot1) store_part(slot1 + i, s1, rest);
+  }
+}
+
+}  // namespace ffkernels::cpu::FFK_NAMESPACE

@@ -1,0 +1,19 @@
+// Any machine: vectors of four floats, which SSE2 and NEON have.
+#include <cmath>
+#include <cstdint>
+#include <type_traits>
+
+#include "cpu/job.h"
+
+#define FFK_NAMESPACE portable
+#define FFK_LANES 4
+#include "cpu/core_f32.h"
+#include "cpu/elementwise.h"
+#include "cpu/layer.h"
+#include "cpu/simd.h"
+
+namespace ffkernels::cpu {
+const Kernels kernels_portable = {"portable",
+                                  {portable::run<portable::CoreF32<4, 3>>, portable::run<portable::CoreF32<4, 3>>,
+                                   portable::run<portable::CoreF32<4, 3>>}};
+}

@@ -1,0 +1,37 @@
+// Vectors of floats in the compiler's own notation: one source for every instruction set. Included once per instruction
+// set, after its target is set, into that set's namespace (see kernels.inc).
+#pragma once
+
+// An instruction-set file defines FFK_NAMESPACE and FFK_LANES before this header.
+namespace ffkernels::cpu::FFK_NAMESPACE {
+
+constexpr int64_t kLanes = FFK_LANES;
+using Vector = float __attribute__((vector_size(4 * FFK_LANES)));
+using Mask = int32_t __attribute__((vector_size(4 * FFK_LANES)));
+
+inline Vector load(const float* p) {
+  Vector v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+inline void store(float* p, Vector v) { __builtin_memcpy(p, &v, sizeof v); }
+inline Vector broadcast(float s) { return s - Vector{}; }
+
+inline float sum(Vector v) {  // in a fixed order
+  float total = 0.f;
+  for (int64_t i = 0; i < kLanes; ++i) total += v[i];
+  return total;
+}
+
+template <typename T>
+constexpr T smaller(T a, T b) {
+  return b < a ? b : a;
+}
+template <typename T>
+constexpr T larger(T a, T b) {
+  return a < b ? b : a;
+}
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+}  // namespace ffkernels::cpu::FFK_NAMESPACE
