@@ -17,10 +17,7 @@
 #include "cpu/core_amx.h"
 #include "cpu/core_avx512_bf16.h"
 #include "cpu/core_f32.h"
-#include "cpu/elementwise.h"
 #include "cpu/layer.h"
-#include "cpu/panels_bf16.h"
-#include "cpu/simd.h"
 #pragma GCC pop_options
 
 namespace ffkernels::cpu {

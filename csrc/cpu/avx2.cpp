@@ -11,9 +11,7 @@
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
 #include "cpu/core_f32.h"
-#include "cpu/elementwise.h"
 #include "cpu/layer.h"
-#include "cpu/simd.h"
 #pragma GCC pop_options
 
 namespace ffkernels::cpu {

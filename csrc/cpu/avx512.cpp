@@ -15,9 +15,7 @@
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma,prefer-vector-width=512")
 #include "cpu/core_f32.h"
-#include "cpu/elementwise.h"
 #include "cpu/layer.h"
-#include "cpu/simd.h"
 #pragma GCC pop_options
 
 namespace ffkernels::cpu {

@@ -1,6 +1,8 @@
 // The bf16 GEMM cores on AMX tiles: 2 x 2 tiles of 16 x 16 results. Included by amx.cpp.
 #pragma once
 
+#include "cpu/panels_bf16.h"
+
 namespace ffkernels::cpu::FFK_NAMESPACE {
 
 struct alignas(64) TileConfig {

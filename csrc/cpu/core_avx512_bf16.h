@@ -1,6 +1,8 @@
 // The bf16 GEMM core on AVX512-BF16's dot products of pairs. Included by avx512.cpp.
 #pragma once
 
+#include "cpu/panels_bf16.h"
+
 namespace ffkernels::cpu::FFK_NAMESPACE {
 
 struct CoreAvx512Bf16 : PanelsBf16<1> {

@@ -4,6 +4,8 @@
 // depth, zero beyond the matrix. "rows" packs a matrix whose rows run along the depth, "cols" one whose columns do.
 #pragma once
 
+#include "cpu/simd.h"
+
 namespace ffkernels::cpu::FFK_NAMESPACE {
 
 template <int64_t rows_, int64_t vectors_>

@@ -2,6 +2,8 @@
 // kernels.inc.
 #pragma once
 
+#include "cpu/simd.h"
+
 namespace ffkernels::cpu::FFK_NAMESPACE {
 
 // -- bf16
@@ -55,25 +57,26 @@ inline Vector square_root(Vector v) {
 
 inline Vector select(Mask condition, Vector yes, Vector no) { return condition ? yes : no; }
 
-// Cephes' expf: relative error below 2e-7; 0 below -87.3.
+// Cephes' expf: relative error below 2e-7; 0 below -87.3, infinite above 88.7.
 inline Vector exponential(Vector x) {
-  const Vector high = broadcast(88.3762626647949f), low = broadcast(-87.3365447504019f);
-  const Mask tiny = x < low;
-  x = select(x > high, high, select(tiny, low, x));
+  const Mask tiny = x < -87.3365447504019f, huge = x > 88.7228317260742f;
   const Vector shift = broadcast(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer
-  const Vector n = (x * 1.44269504088896341f + shift) - shift;
-  x = x - n * 0.693359375f - n * -2.12194440e-4f;
+  const Vector inside = select(tiny | huge, Vector{}, x);
+  const Vector n = (inside * 1.44269504088896341f + shift) - shift;
+  const Vector f = inside - n * 0.693359375f - n * -2.12194440e-4f;
   Vector y = broadcast(1.9875691500e-4f);
-  y = y * x + 1.3981999507e-3f;
-  y = y * x + 8.3334519073e-3f;
-  y = y * x + 4.1665795894e-2f;
-  y = y * x + 1.6666665459e-1f;
-  y = y * x + 5.0000001201e-1f;
-  y = y * x * x + x + 1.f;
-  const Mask exponent = (__builtin_convertvector(n, Mask) + 127) << 23;
-  Vector scale;
-  __builtin_memcpy(&scale, &exponent, sizeof scale);
-  return select(tiny, Vector{}, y * scale);
+  y = y * f + 1.3981999507e-3f;
+  y = y * f + 8.3334519073e-3f;
+  y = y * f + 4.1665795894e-2f;
+  y = y * f + 1.6666665459e-1f;
+  y = y * f + 5.0000001201e-1f;
+  y = y * f * f + f + 1.f;
+  // 2^n in two factors: n reaches 128
+  const Mask whole = __builtin_convertvector(n, Mask), half = whole >> 1;
+  const Mask bits[2] = {(half + 127) << 23, (whole - half + 127) << 23};
+  Vector scale[2];
+  __builtin_memcpy(scale, bits, sizeof scale);
+  return select(tiny, Vector{}, select(huge, broadcast(__builtin_inff()), y * scale[0] * scale[1]));
 }
 
 inline Vector magnitude(Vector x) { return select(x < 0.f, -x, x); }

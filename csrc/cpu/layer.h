@@ -4,13 +4,15 @@
 //   pack      x into A panels (forward) and B panels (gradient), the row scales r
 //   forward   x W^T tile by tile; scale, bias, activation and the row's share of the goodness follow while the tile is
 //   in
-//             cache; the shares of column blocks are added in order
+//             cache; shares of columns are added in order
 //   loss      the coefficients, for rows whose goodness is complete
 //   gradient  dz^T x for a block of columns, its bias, and the optimizer on it while it is in cache
 // Many rows: threads split the rows of pack, forward and loss, and W is packed once. Few rows: they split the columns,
 // and each packs its own part of W just before it is used. The gradient is always split by columns. No thread adds to
 // what another one writes, so results do not depend on timing.
 #pragma once
+
+#include "cpu/elementwise.h"
 
 namespace ffkernels::cpu::FFK_NAMESPACE {
 
@@ -20,7 +22,8 @@ constexpr int64_t kWeightBytes = 1 << 20;  // of packed W at once: half of a lar
 constexpr int64_t kGradientCols = 256;     // columns of dz in a gradient block
 constexpr int64_t kGradientDepth = 256;    // columns of x in a gradient block
 constexpr int64_t kStripRows = 32;         // rows that are converted, packed and scaled at once
-constexpr double kThreadWork = 1e6;        // flops that are worth a thread
+constexpr int64_t kPartCols = 128;   // columns whose share of the goodness is summed at once, for any thread count
+constexpr double kThreadWork = 1e6;  // flops that are worth a thread
 
 template <typename Core, typename T>
 class Layer {
@@ -33,9 +36,9 @@ class Layer {
     blocks_ = ceil_div(job.rows, block_rows_);
     split_rows_ = blocks_ > 1 || job.rows >= kRowSplit * threads_;
 
-    const int64_t panel = depth_ * Core::kBytes * Core::kCols;
-    const int64_t fitting = larger<int64_t>(1, kWeightBytes / panel) * Core::kCols;
-    split(split_rows_ ? 1 : threads_, fitting, Core::kCols, &col_blocks_, &col_block_);
+    const int64_t fitting = larger<int64_t>(1, kWeightBytes / (depth_ * Core::kBytes * kPart)) * kPart;
+    split(split_rows_ ? 1 : threads_, fitting, kPart, &col_blocks_, &col_block_);
+    col_parts_ = ceil_div(job.cols, kPart);
     split(threads_, kGradientCols, kStrip, &grad_blocks_, &grad_block_);
     grad_depth_ = round_up(smaller(kGradientDepth, job.depth), Core::kCols);
     curved_ = job.forward && job.gradient && job.activation != Activation::relu;
@@ -74,6 +77,7 @@ class Layer {
   static constexpr int64_t kUnit =
       Core::kBytes / static_cast<int64_t>(sizeof(Element));  // Elements a packed value takes
   static constexpr int64_t kStrip = round_up(kStripRows, Core::kRows);
+  static constexpr int64_t kPart = round_up(kPartCols, Core::kCols);
 
   // -- shape of the work
 
@@ -154,7 +158,7 @@ class Layer {
     scale_ = arena.template take<float>(block_rows_);
     coef_ = arena.template take<float>(gradient ? block_all : 0);
     losses_ = arena.template take<float>(job_.loss ? all_rows_ : 0);
-    parts_ = arena.template take<float>(forward ? block_all * col_blocks_ : 0);
+    parts_ = arena.template take<float>(forward ? block_all * col_parts_ : 0);
     p_ = arena.template take<float>(curved_ ? block_all * job_.cols : 0);
     packed_x_ = arena.template take<Element>(forward ? block_rows_ * depth_ * kUnit : 0);
     packed_xt_ = arena.template take<Element>(gradient ? grad_rows_ * round_up(job_.depth, Core::kCols) * kUnit : 0);
@@ -336,13 +340,16 @@ class Layer {
     const int64_t first = index * col_block_, cols = smaller(col_block_, job_.cols - first);
     for (int64_t i = 0; i < count; ++i) {
       for (int64_t c = 0; c < labels_.candidates; ++c) {
-        const int64_t to = result_row(row0_ + row + i, c) * job_.cols + first;
+        const int64_t to = result_row(row0_ + row + i, c) * job_.cols + first, kept = block_row(row + i, c);
         const float* label =
             labels_.num_classes > 0 ? part.labels + label_of(row0_ + row + i, c) * col_block_ : nullptr;
-        const int64_t kept = block_row(row + i, c);
-        parts_[kept * col_blocks_ + index] = finish_row<Act, with_p>(
-            product + i * col_block_, scale_[row + i], part.bias, label, cols, static_cast<T*>(job_.y) + to,
-            curved_ ? p_ + kept * job_.cols + first : nullptr, job_.p ? static_cast<T*>(job_.p) + to : nullptr);
+        for (int64_t n = 0; n < cols; n += kPart) {
+          parts_[kept * col_parts_ + (first + n) / kPart] = finish_row<Act, with_p>(
+              product + i * col_block_ + n, scale_[row + i], part.bias + n, label ? label + n : nullptr,
+              smaller(kPart, cols - n), static_cast<T*>(job_.y) + to + n,
+              curved_ ? p_ + kept * job_.cols + first + n : nullptr,
+              job_.p ? static_cast<T*>(job_.p) + to + n : nullptr);
+        }
       }
     }
   }
@@ -400,7 +407,7 @@ class Layer {
         const int64_t kept = block_row(row, c), result = result_row(row0_ + row, c);
         if (job_.forward) {
           float total = 0.f;
-          for (int64_t i = 0; i < col_blocks_; ++i) total += parts_[kept * col_blocks_ + i];
+          for (int64_t i = 0; i < col_parts_; ++i) total += parts_[kept * col_parts_ + i];
           job_.goodness[result] = total;
         }
         if (job_.loss) {
@@ -568,7 +575,7 @@ class Layer {
   const Job& job_;
   const Labels& labels_;
   int64_t all_rows_, threads_, depth_, block_rows_, blocks_, grad_rows_ = 0;
-  int64_t col_blocks_ = 0, col_block_ = 0, grad_blocks_ = 0, grad_block_ = 0, grad_depth_ = 0;
+  int64_t col_blocks_ = 0, col_block_ = 0, col_parts_ = 0, grad_blocks_ = 0, grad_block_ = 0, grad_depth_ = 0;
   bool split_rows_, curved_;
   void (Layer::*method_)(int64_t) = nullptr;
 
@@ -581,7 +588,7 @@ class Layer {
   float* scale_ = nullptr;        // (block_rows,): r
   float* coef_ = nullptr;         // (block_rows * candidates,)
   float* losses_ = nullptr;       // (rows * candidates,)
-  float* parts_ = nullptr;        // (block_rows * candidates, col_blocks): shares of the goodness
+  float* parts_ = nullptr;        // (block_rows * candidates, col_parts): shares of the goodness
   float* p_ = nullptr;            // (block_rows * candidates, cols): y act'(z)
   Element* packed_x_ = nullptr;   // (block_rows, depth): A panels
   Element* packed_xt_ = nullptr;  // (depth, grad_rows): B panels

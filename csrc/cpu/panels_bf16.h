@@ -4,6 +4,8 @@
 // of depth x 16 columns, the pairs side by side (VNNI). Depth is padded to 32 with zeros.
 #pragma once
 
+#include "cpu/simd.h"
+
 namespace ffkernels::cpu::FFK_NAMESPACE {
 
 // 16 rows of 16 32-bit values, transposed in place
