@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import json
 import sys
 import time
@@ -16,9 +17,9 @@ import torch
 
 from . import __version__, backends, checks
 from .checkpoint import write_atomic
-from .config import DATA, EPOCHS, LR, MOMENTUM, OPTIMIZERS, SCHEDULES, TrainConfig
-from .data import LOADERS, Dataset, load_mnist, read_images, read_labels
-from .run import RunFolder, describe_data, to_json, train
+from .config import BATCH_SIZE, DATA, EPOCHS, LR, MOMENTUM, OPTIMIZERS, SCHEDULES, TrainConfig
+from .data import Dataset, extra, load_digits, load_mnist, read_images, read_labels
+from .run import RunFolder, split, to_json, train
 from .training import MODES, Record
 
 # Of a resumed run: where things are on this machine may change, what is computed may not.
@@ -68,17 +69,17 @@ def _describe(info: dict[str, Any]) -> str:
         lines.append("compiled extension: not there")
     else:
         lines.append("compiled extension:")
-        lines += [f"  {name:<12}{_listed(value)}" for name, value in info["build"].items()]
+        lines += [f"  {name:<14}{_listed(value)}" for name, value in info["build"].items()]
     if info["cuda"] is not None:
         lines.append("CUDA runtime:")
-        lines += [f"  {name:<12}{_listed(value)}" for name, value in info["cuda"].items()]
+        lines += [f"  {name:<14}{_listed(value)}" for name, value in info["cuda"].items()]
     lines.append("backends:")
     for name, backend in info["backends"].items():
         state = f"has {', '.join(backend['ops'])}" if backend["available"] else f"cannot run: {backend['reason']}"
-        lines.append(f"  {name:<12}{state}")
+        lines.append(f"  {name:<14}{state}")
     for device, chosen in info["auto"].items():
         lines.append(f"setting {info['backend']!r}; for float32 tensors on {device} 'auto' chooses:")
-        lines += [f"  {op:<20}{backend}" for op, backend in chosen.items()]
+        lines += [f"  {op:<18}{backend}" for op, backend in chosen.items()]
     return "\n".join(lines)
 
 
@@ -102,7 +103,7 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _load(data: str, data_dir: str | None) -> Dataset:
-    return LOADERS[data]() if data_dir is None else load_mnist(data_dir)
+    return load_digits() if data == "digits" and data_dir is None else load_mnist(data_dir)
 
 
 def _train(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
@@ -129,11 +130,9 @@ def _train(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 def _create(path: str | Path, config: TrainConfig, dataset: Dataset) -> RunFolder:
     """The new run's folder, made only once nothing speaks against the run any more."""
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    backends.use_backend(config.backend)
-    described = describe_data(dataset)
-    RunFolder(Path(path), config.resolved(), described).build_net()
+    _set_up(config.threads, config.backend)
+    split(dataset, config.validation)
+    config.resolved().build_net(dataset.x_train.shape[1], dataset.num_classes)
     return RunFolder.create(path, config, dataset)
 
 
@@ -143,6 +142,14 @@ def _refuse_contradictions(folder: RunFolder, given: dict[str, Any], parser: arg
         if name not in _FREE_ON_RESUME and (tuple(value) if isinstance(value, list) else value) != stored:
             flag = "--" + name.replace("_", "-")
             parser.error(f"{flag} {value} contradicts the run in {folder.path}, which was started with {stored}")
+
+
+def _set_up(threads: int | None, backend: str | None) -> None:
+    """Threads and backend of this process; None leaves what is."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if backend is not None:
+        backends.use_backend(backend)
 
 
 def _new_run_path(data: str) -> Path:
@@ -157,9 +164,7 @@ def _new_run_path(data: str) -> Path:
 def _run(folder: RunFolder, dataset: Dataset, out: _Output, *, show_bar: bool) -> int:
     config = folder.config
     assert config.epochs is not None
-    assert config.threads is not None
-    torch.set_num_threads(config.threads)
-    backends.use_backend(config.backend)
+    _set_up(config.threads, config.backend)
     sizes = "-".join(str(n) for n in (dataset.x_train.shape[1], *config.hidden))
     out.say(
         f"{dataset.name}: {len(dataset.x_train):,} training and {len(dataset.x_test):,} test rows; net {sizes} on "
@@ -203,9 +208,10 @@ def _predict(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         parser.error("give either --input FILE, or --data (with --data-dir) for the test set of known data")
     if args.labels is not None and args.input is None:
         parser.error("--labels goes with --input; --data has its own labels")
+    if args.threads is not None and args.threads < 1:
+        parser.error(f"--threads must be at least 1, got {args.threads}")
     folder = RunFolder.open(args.run)
-    torch.set_num_threads(args.threads or folder.config.threads or torch.get_num_threads())
-    backends.use_backend(args.backend)
+    _set_up(folder.config.threads if args.threads is None else args.threads, args.backend)
     if args.input is not None:
         x, labels = read_images(args.input), None if args.labels is None else read_labels(args.labels)
         source = args.input
@@ -234,10 +240,6 @@ def _predict(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 def _write_labels(path: Path, labels: torch.Tensor) -> None:
     """A .npy file (int64) by its name, else text with a label a line."""
     if path.suffix == ".npy":
-        import io
-
-        from .data import extra
-
         buffer = io.BytesIO()
         extra("numpy").save(buffer, labels.numpy())
         write_atomic(path, buffer.getvalue())
@@ -251,6 +253,10 @@ def _write_labels(path: Path, labels: torch.Tensor) -> None:
 
 def _threshold(text: str) -> float | str:
     return text if text == "width" else float(text)
+
+
+def _by_name(defaults: dict[str, Any]) -> str:
+    return ", ".join(f"{value} for {name}" for name, value in defaults.items())
 
 
 def _add_train(commands: Any) -> argparse.ArgumentParser:
@@ -295,11 +301,12 @@ def _add_train(commands: Any) -> argparse.ArgumentParser:
 
     g = p.add_argument_group("training")
     flag(g, "--epochs", "passes over the data; with 'greedy' for each layer", type=int, metavar="N",
-         shown=", ".join(f"{n} for {d}" for d, n in EPOCHS.items()))  # fmt: skip
+         shown=_by_name(EPOCHS))  # fmt: skip
     flag(g, "--mode", "simultaneous: all layers on every batch; greedy: one layer after the other", choices=MODES)
-    flag(g, "--batch-size", "images a batch, each once with its label and once with a wrong one", type=int, metavar="N")
+    flag(g, "--batch-size", "images a batch, each once with its label and once with a wrong one", type=int, metavar="N",
+         shown=_by_name(BATCH_SIZE))  # fmt: skip
     flag(g, "--optimizer", "as in torch.optim", choices=OPTIMIZERS)
-    flag(g, "--lr", "learning rate", type=float, metavar="R", shown=", ".join(f"{r:g} for {o}" for o, r in LR.items()))
+    flag(g, "--lr", "learning rate", type=float, metavar="R", shown=_by_name(LR))
     flag(g, "--lr-schedule", "linear: from the learning rate to 0 over the run", choices=SCHEDULES)
     flag(g, "--momentum", "of sgd", type=float, metavar="M", shown=f"{MOMENTUM:g}")
     flag(g, "--weight-decay", "as in torch.optim", type=float, metavar="D")
@@ -308,7 +315,7 @@ def _add_train(commands: Any) -> argparse.ArgumentParser:
     g = p.add_argument_group("machine")
     flag(g, "--precision", "of float32 products: highest, high (TF32 or like it) or medium (bf16)", shown="torch's",
          choices=checks.PRECISIONS)  # fmt: skip
-    flag(g, "--backend", "whose kernels run", choices=("auto", *backends.BACKENDS))
+    flag(g, "--backend", "whose kernels run", choices=("auto", *backends.BACKENDS), shown="auto, or FFKERNELS_BACKEND")
     flag(g, "--device", "cpu, cuda, cuda:1, ...", shown="a GPU if there is one", metavar="DEVICE")
     flag(g, "--threads", "CPU threads", type=int, metavar="N", shown="torch's")
 
@@ -340,8 +347,8 @@ def _add_predict(commands: Any) -> argparse.ArgumentParser:
     p.add_argument("--data", choices=DATA, help="use the test set of these data (default with --data-dir: mnist)")
     p.add_argument("--data-dir", metavar="DIR", help="folder with four idx files like MNIST's")
     p.add_argument("--output", metavar="FILE", help="write the labels: .npy by its name, else text with one a line")
-    p.add_argument("--backend", choices=("auto", *backends.BACKENDS), default="auto",
-                   help="whose kernels run (default: auto)")  # fmt: skip
+    p.add_argument("--backend", choices=("auto", *backends.BACKENDS),
+                   help="whose kernels run (default: auto, or FFKERNELS_BACKEND)")  # fmt: skip
     p.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the run's)")
     p.add_argument("--quiet", action="store_true", help="print the error only")
     return p
@@ -365,7 +372,7 @@ def build_parser() -> argparse.ArgumentParser:
             "--json", metavar="FILE", help="write every number as JSON; - writes it to stdout, and the text to stderr"
         )
         command.add_argument("--debug", action="store_true", help="show where in the code an error arose")
-        command.set_defaults(run=run, parser=command, interrupted="nothing was written")
+        command.set_defaults(command=run, parser=command, interrupted="nothing was written")
     return parser
 
 
@@ -379,7 +386,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
         try:
-            return int(args.run(args, args.parser))
+            return int(args.command(args, args.parser))
         except KeyboardInterrupt:
             print(f"\ninterrupted; {args.interrupted}", file=sys.stderr)
             return 130

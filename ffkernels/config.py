@@ -20,7 +20,8 @@ OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "linear")
 
 # What the fields that are None by default become. Chosen on rows held out of the training sets, never on the test sets.
-EPOCHS = {"digits": 40, "mnist": 10}
+EPOCHS = {"digits": 100, "mnist": 10}
+BATCH_SIZE = {"digits": 50, "mnist": 100}
 LR = {"adam": 0.003, "adamw": 0.003, "sgd": 0.003}
 MOMENTUM = 0.9
 
@@ -41,7 +42,7 @@ class TrainConfig:
         epochs, mode, batch_size, seed: as for `training.fit`; the seed also draws the initial weights.
         optimizer: "adam", "adamw" or "sgd"; lr, weight_decay, momentum (sgd only): its arguments.
         lr_schedule: "constant", or "linear": from lr to 0 over the run.
-        precision: as for `ff_step_`; None: torch's setting. backend: as for `use_backend`.
+        precision: as for `ff_step_`; None: torch's setting. backend: as for `use_backend`; None: the present setting.
         device: a torch device; None: the first GPU if torch sees one, else the CPU.
         threads: of the CPU; None: as many as torch would use.
 
@@ -61,14 +62,14 @@ class TrainConfig:
     label_strength: float = 1.0
     epochs: int | None = None
     mode: str = "simultaneous"
-    batch_size: int = 100
+    batch_size: int | None = None
     optimizer: str = "adam"
     lr: float | None = None
     lr_schedule: str = "linear"
     momentum: float | None = None
     weight_decay: float = 0.0
     precision: str | None = None
-    backend: str = "auto"
+    backend: str | None = None
     device: str | None = None
     threads: int | None = None
     seed: int = 0
@@ -99,7 +100,8 @@ class TrainConfig:
         self.build_optimizer()  # checks lr, momentum and weight_decay
         if self.precision is not None:
             checks.precision(self.precision)
-        checks.option("backend", self.backend, ("auto", *backends.BACKENDS))
+        if self.backend is not None:
+            checks.option("backend", self.backend, ("auto", *backends.BACKENDS))
         if self.device is not None:
             try:
                 torch.device(self.device)
@@ -111,9 +113,11 @@ class TrainConfig:
         return dataclasses.replace(
             self,
             epochs=EPOCHS[self.data] if self.epochs is None else self.epochs,
+            batch_size=BATCH_SIZE[self.data] if self.batch_size is None else self.batch_size,
             lr=LR[self.optimizer] if self.lr is None else self.lr,
             momentum=MOMENTUM if self.momentum is None and self.optimizer == "sgd" else self.momentum,
             precision=checks.precision(self.precision),
+            backend=backends.current_backend() if self.backend is None else self.backend,
             device=("cuda" if torch.cuda.is_available() else "cpu") if self.device is None else self.device,
             threads=torch.get_num_threads() if self.threads is None else self.threads,
         )

@@ -127,9 +127,6 @@ def load_mnist(data_dir: str | Path | None = None) -> Dataset:
     return Dataset(name, x_train, y_train, x_test, y_test, (1, *train_shape), num_classes)
 
 
-LOADERS = {"digits": load_digits, "mnist": load_mnist}
-
-
 def read_idx(
     path: str | Path,
     dims: Sequence[int] | None = None,

@@ -57,10 +57,11 @@ def error_curve(path: str | Path, history: Sequence[Record], *, title: str, meas
             right.plot(*zip(*points, strict=True), marker=marker, markersize=3, label=f"layer {i + 1}")
     right.set_title("Training loss of each layer")
     right.set_ylabel("mean logistic loss")
+    right.set_yscale("log")  # it falls by orders of magnitude
     right.legend()
+    left.set_ylim(bottom=0)
     for axes in (left, right):
         axes.set_xlabel("epoch")
-        axes.set_ylim(bottom=0)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
     for record, before in zip(history[1:], history[:-1], strict=True):
