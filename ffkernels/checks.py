@@ -35,7 +35,7 @@ def number(name: str, value: object, low: float = -math.inf, *, above: bool = Fa
     """A finite number >= low (> low with ``above``)."""
     if type(value) is not float and (isinstance(value, bool) or not isinstance(value, (int, float))):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if not (math.isfinite(value) and (value > low if above else value >= low)):
+    if not (-math.inf < value < math.inf and (value > low if above else value >= low)):
         bound = "" if low == -math.inf else f" and {'>' if above else '>='} {low:g}"
         raise ValueError(f"{name} must be finite{bound}, got {value!r}")
 
@@ -47,10 +47,19 @@ def count(name: str, value: object, low: int, high: int, why: str) -> None:
         raise ValueError(f"{name} must be in [{low}, {high}] ({why}), got {value}")
 
 
+def _torch_precision() -> str:
+    return torch.get_float32_matmul_precision()
+
+
+# torch.compile cannot trace it, but compiles again where the setting has changed. This is what
+# torch.compiler.assume_constant_result does, which imports all of torch._dynamo (and triton) at once.
+_torch_precision._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def precision(value: str | None) -> str:
     """``value``, or torch's own setting for None."""
     if value is None:
-        return torch.get_float32_matmul_precision()
+        return _torch_precision()
     option("precision", value, PRECISIONS)
     return value
 

@@ -133,7 +133,8 @@ def ff_forward(
 def _fake_grad(
     x, y, coef, weight, bias, x_sqnorm, normalize, eps, activation, row_term, col_term, precision
 ):  # fmt: skip
-    return torch.empty_like(weight), torch.empty_like(bias) if bias is not None else weight.new_empty((0,))
+    # contiguous, however the weight lies in memory
+    return weight.new_empty(weight.shape), weight.new_empty(bias.shape if bias is not None else (0,))
 
 
 _define(
@@ -502,7 +503,7 @@ def ff_network_step_(
         states += tensors
         sizes.append(len(tensors))
         width = r.weight.shape[0]
-    lrs = [lr for r in records if (lr := _lr_tensor(r.optimizer)) is not None]
+    lrs = [r.optimizer.lr for r in records if isinstance(r.optimizer.lr, Tensor)]
     if lrs and len(lrs) != len(records):
         raise ValueError(f"lr must be a tensor in all layers or in none, got tensors in {len(lrs)} of {len(records)}")
     return _call(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
 from typing import ClassVar
 
 import torch
@@ -43,15 +42,19 @@ def _check_lr(owner: str, lr: object) -> None:
         _check_number(owner, "lr", lr, 0.0)
 
 
-@lru_cache
-def _names(slots: tuple[str, ...], has_bias: bool) -> tuple[str, ...]:
-    return ("step", *slots, *(f"{s}_bias" for s in slots if has_bias))
+_ADAM, _MOMENTUM = ("exp_avg", "exp_avg_sq"), ("momentum_buffer",)
+# the keys of a state by the weight's slots and whether there is a bias
+_NAMES: dict[tuple[tuple[str, ...], bool], tuple[str, ...]] = {
+    (slots, has_bias): ("step", *slots, *(f"{s}_bias" for s in slots if has_bias))
+    for slots in (_ADAM, _MOMENTUM, ())
+    for has_bias in (True, False)
+}
 
 
 def state_names(kind: str, length: int, has_bias: bool) -> tuple[str, ...]:
     """Keys of a flat state of ``length`` tensors."""
-    slots = ("exp_avg", "exp_avg_sq") if kind in ("adam", "adamw") else ("momentum_buffer",) if length > 1 else ()
-    names = _names(slots, has_bias)
+    slots = _ADAM if kind in ("adam", "adamw") else _MOMENTUM if length > 1 else ()
+    names = _NAMES[slots, has_bias]
     if len(names) != length:
         raise ValueError(f"state must hold {len(names)} tensors {list(names)} for {kind!r}, got {length}")
     return names
@@ -74,7 +77,7 @@ class _Base:
 
     def state_names(self, has_bias: bool) -> tuple[str, ...]:
         """Keys of ``state`` in the order in which the ops take its tensors."""
-        return _names(self._slots(), has_bias)
+        return _NAMES[self._slots(), has_bias]
 
     def init_state(
         self,
@@ -95,7 +98,7 @@ class _Base:
                 state[f"{name}_bias"] = torch.zeros_like(bias, dtype=dtype).detach()
         return state
 
-    @cached_property
+    @property
     def hyper(self) -> list[float]:
         """The hyper-parameters in the ops' order: lr (0 where lr is a tensor), then four of the formula's own."""
         return [0.0 if isinstance(self.lr, Tensor) else float(self.lr), *self._hyper()]
@@ -146,7 +149,7 @@ class SGD(_Base):
             )
 
     def _slots(self) -> tuple[str, ...]:
-        return ("momentum_buffer",) if self.momentum else ()
+        return _MOMENTUM if self.momentum else ()
 
     def _hyper(self) -> tuple[float, ...]:
         return (self.momentum, self.dampening, self.weight_decay, float(self.nesterov))
@@ -186,7 +189,7 @@ class Adam(_Base):
         _check_number(owner, "weight_decay", self.weight_decay, 0.0)
 
     def _slots(self) -> tuple[str, ...]:
-        return ("exp_avg", "exp_avg_sq")
+        return _ADAM
 
     def _hyper(self) -> tuple[float, ...]:
         return (*self.betas, self.eps, self.weight_decay)

@@ -107,7 +107,7 @@ def test_a_chosen_backend_without_the_kernel_refuses_and_auto_goes_on(monkeypatc
         given = cases.arguments("ff_grad")
         with pytest.raises(RuntimeError, match=r"its ff_grad runs on cuda tensors, not on cpu"):
             cases.call("ff_grad", given)
-        with pytest.raises(RuntimeError, match="its ff_grad takes torch.float16, not torch.float32"):
+        with pytest.raises(RuntimeError, match=r"its ff_grad takes torch\.float16, not torch\.float32"):
             backends._select("ff_grad", "cuda", torch.float32)
     with ff.use_backend("auto"):
         cases.call("ff_grad", given)
