@@ -216,9 +216,9 @@ def shf(d, ops, m):
 
 @opcode("prmt")
 def prmt(d, ops, m):
-    kind = m.type()
     modes = ("", "f4e", "b4e", "rc8", "ecl", "ecr", "rc16")
     mode = modes.index(m.choice(*modes[1:], default=""))
+    kind = m.type()
     m.done()
     simple(d, ops, "prmt", [kind] * 4, imm=(mode,))
 

@@ -16,6 +16,7 @@ from .decode import PARAM_WINDOW, SPACES, WINDOW_SHIFT, Program, decode, encode_
 from .limits import blocks_per_sm, limits, registers
 from .parser import Imm, Module, parse, type_size
 from .report import Line, RegionTraffic, Report
+from .tensormap import TensorMap
 
 _DEFINED, _UNWRITTEN, _OUTSIDE = 0, 1, 2
 
@@ -125,6 +126,8 @@ def _pack(program: Program, args: list, addresses: dict) -> bytearray:
             arg = arg.tensor
         if arg is None:
             raw = bytes(8)
+        elif isinstance(arg, TensorMap):
+            raw = arg.encode(addresses[i])
         elif isinstance(arg, torch.Tensor):
             raw = addresses[i].to_bytes(8, "little")
         elif isinstance(arg, (bytes, bytearray)):
@@ -207,7 +210,7 @@ def run(
 
     ptx             text of a module
     grid, block     ints or tuples of up to three
-    args            one a parameter: tensors (in place; Out and In say more about them), numbers, None (null), bytes
+    args            one a parameter: tensors (in place; Out, In and TensorMap say more about them), numbers, None (null), bytes
     cooperative     all blocks run at once; they must fit on `sms` multiprocessors
     registers       a thread; asked from ptxas if it matters and is not given
     seed            other than 0: blocks start in another order
@@ -218,11 +221,12 @@ def run(
     resident = _check_limits(program, ptx, grid, block, shared, cooperative, sms, registers)
     tensors = []
     for i, arg in enumerate(args):
-        t = arg.tensor if isinstance(arg, (Out, In)) else arg
+        t = arg.tensor if isinstance(arg, (Out, In, TensorMap)) else arg
         if isinstance(t, torch.Tensor):
             if t.device.type != "cpu":
                 raise LaunchError(f"{kernel}: argument {i} is on {t.device}; the interpreter runs on CPU tensors")
-            tensors.append((t, isinstance(arg, Out), isinstance(arg, In), i))
+            is_out = isinstance(arg, Out) or (isinstance(arg, TensorMap) and arg.output)
+            tensors.append((t, is_out, isinstance(arg, In), i))
     allocations = _allocate(tensors, program.next_window)
     addresses = {i: a.base + t.data_ptr() - a.start for a in allocations for t, _, _, i in a.views}
     params = _pack(program, args, addresses)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import torch
 
 from .driver import Out, run
@@ -63,3 +65,31 @@ def evaluate(body, inputs, outputs, *, target="sm_80", block=32, declarations=""
     args = [*(x for _, x in inputs), *(Out(r) for r in results)]
     run(text, "k", count // block, block, dynamic_shared, args)
     return results
+
+
+def samples(kind: str, seed: int, count: int = 256) -> list[int]:
+    """Integers of a type: the ones where definitions differ, then random ones of all magnitudes."""
+    bits = 8 * type_size(kind)
+    signed = kind[0] == "s"
+    low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
+    rng = random.Random(f"{kind}{seed}")
+    edges = [0, 1, 2, high, high - 1, low, low + 1, high // 2, high // 2 + 1, *([-1, -2] if signed else [])]
+    rng.shuffle(edges)
+    while len(edges) < count:
+        value = rng.getrandbits(rng.randint(1, bits))
+        edges.append(value - (1 << bits) if value > high else value)
+    return edges
+
+
+def from_ints(values: list[int], kind: str) -> torch.Tensor:
+    """A tensor with these integers as bits of a type."""
+    size = 1 if kind == "pred" else type_size(kind)
+    data = b"".join((v & ((1 << 8 * size) - 1)).to_bytes(size, "little") for v in values)
+    return torch.frombuffer(bytearray(data), dtype=TORCH[kind])
+
+
+def to_ints(tensor: torch.Tensor, kind: str) -> list[int]:
+    """The elements of a tensor as integers of a type."""
+    size = 1 if kind == "pred" else type_size(kind)
+    raw = tensor.contiguous().view(torch.uint8).numpy().tobytes()
+    return [int.from_bytes(raw[i : i + size], "little", signed=kind[0] == "s") for i in range(0, len(raw), size)]
