@@ -282,6 +282,7 @@ def sign_values(sign: Tensor) -> None:
 
 
 def label_values(name: str, t: Tensor, num_classes: int) -> None:
+    t = t.long()  # num_classes may be too large for t's own dtype
     if _look_inside(t) and t.numel() and not bool(((t >= 0) & (t < num_classes)).all()):
         bad = t[(t < 0) | (t >= num_classes)][0].item()
         raise ValueError(f"{name} must be in [0, {num_classes}) as num_classes says, got {bad}")

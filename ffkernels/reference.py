@@ -325,7 +325,7 @@ def overlay(
 ) -> Tensor:  # (M, K)
     """x with ``strength`` in column ``label`` and 0 in the other columns below ``num_classes`` (Hinton 2022, 3.3)."""
     classes = torch.arange(num_classes, device=x.device)
-    one_hot = torch.where(labels[:, None] == classes, x.new_full((1,), strength), 0.0)
+    one_hot = torch.where(labels[:, None] == classes, x.new_full((1,), strength), x.new_zeros(1))
     return torch.cat([one_hot, x[:, num_classes:]], dim=1)
 
 
