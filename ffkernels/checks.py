@@ -189,9 +189,9 @@ def flat_state(
     weight: Tensor,  # (N, K)
     bias: Tensor | None,  # (N,)
 ) -> list[Tensor]:
-    """The state's tensors in the ops' order: like lr, on the weight's device and without grad.
+    """The state's tensors in the ops' order; like lr, they require no grad.
 
-    The device is looked at here, because a tensor on "meta" alone would make the call run the fake kernel.
+    "meta" is looked at here, not by the kernels: one such tensor makes the call run the fake kernel instead.
     """
     if not isinstance(optimizer, _Base):
         raise TypeError(f"optimizer must be ffkernels.SGD, Adam or AdamW, got {type(optimizer).__name__}")
@@ -204,7 +204,7 @@ def flat_state(
     for name, t in zip(optimizer.state_names(bias is not None), tensors, strict=True):
         if not isinstance(t, Tensor):
             raise TypeError(f"state[{name!r}] must be a tensor, got {type(t).__name__}")
-        if t.device != weight.device:
+        if t.is_meta is not weight.is_meta:
             raise ValueError(f"state[{name!r}] must be on {weight.device} as weight is, got {t.device}")
         if grad_mode and t.requires_grad:
             no_grad(op, **{f"state[{name!r}]": t})
