@@ -58,17 +58,26 @@ def compile_cuda(source: str | Path, arch: str = "sm_80", includes=(), flags=())
         path = source.resolve() if is_path else Path(tmp) / "kernel.cu"
         if not is_path:
             path.write_text(text)
+        name = str(path) if is_path else path.name
         ptx, deps = Path(tmp) / "kernel.ptx", Path(tmp) / "kernel.d"
         done = subprocess.run(
-            [nvcc(), *options, "-MD", "-MF", str(deps), "-o", str(ptx), str(path)], capture_output=True, text=True
+            [nvcc(), *options, "-MD", "-MF", str(deps), "-o", str(ptx), name],
+            capture_output=True,
+            text=True,
+            cwd=tmp,
         )
         if done.returncode:
             raise RuntimeError(f"nvcc failed:\n{done.stderr[-4000:]}")
         names = deps.read_text().replace("\\\n", " ").split(":", 1)[1].split()
         own = [
-            n for n in names if not n.startswith(("/usr/", str(Path(nvcc()).resolve().parents[1]))) and Path(n) != path
+            n
+            for n in names
+            if not n.startswith(("/usr/", str(Path(nvcc()).resolve().parents[1]))) and Path(tmp, n) != path
         ]
-        entry = {"ptx": ptx.read_text(), "depends": {n: _digest(Path(n).read_bytes()) for n in own}}
+        entry = {
+            "ptx": ptx.read_text().replace(f"{tmp}/", ""),
+            "depends": {n: _digest(Path(n).read_bytes()) for n in own},
+        }
     part = stored.with_suffix(f".{_digest(text.encode())[:8]}.tmp")
     part.write_text(json.dumps(entry))
     part.replace(stored)

@@ -308,4 +308,7 @@ def _report(lib, handle, program: Program, grid, block, shared, regions) -> Repo
     report.same_value_writes = [
         (int(lines[pairs[3 * i]]), int(lines[pairs[3 * i + 1]]), int(pairs[3 * i + 2])) for i in range(count)
     ]
+    singles = (ctypes.c_uint64 * 200)()
+    count = lib.ptx_lane_conflicts(handle, singles, 100)
+    report.lane_conflicts = [(int(lines[singles[2 * i]]), int(singles[2 * i + 1])) for i in range(count)]
     return report

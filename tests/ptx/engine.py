@@ -82,7 +82,7 @@ def library() -> ctypes.CDLL:
         _build(gxx, files, path)
     lib = ctypes.CDLL(str(path))
     lib.ptx_create.restype = ctypes.c_void_p
-    lib.ptx_same_value_writes.restype = ctypes.c_uint32
+    lib.ptx_same_value_writes.restype = lib.ptx_lane_conflicts.restype = ctypes.c_uint32
     return lib
 
 

@@ -76,7 +76,10 @@ class Report:
     shared_bytes: int
     lines: list[Line] = field(default_factory=list)
     regions: list[RegionTraffic] = field(default_factory=list)
-    same_value_writes: list[tuple[int, int, int]] = field(default_factory=list)  # PTX line, PTX line, times
+    # unordered writes of one value by two instructions: PTX line, PTX line, times
+    same_value_writes: list[tuple[int, int, int]] = field(default_factory=list)
+    # stores whose lanes wrote different values to one address, of which any may stay: PTX line, times
+    lane_conflicts: list[tuple[int, int]] = field(default_factory=list)
 
     @property
     def thread_instructions(self) -> int:
@@ -143,4 +146,7 @@ class Report:
         if self.same_value_writes:
             rows.append("  unordered writes of the same value:")
             rows += [f"    PTX lines {a} and {b}, {n} times" for a, b, n in self.same_value_writes]
+        if self.lane_conflicts:
+            rows.append("  lanes of a warp wrote different values to one address:")
+            rows += [f"    PTX line {line}, {n} times" for line, n in self.lane_conflicts]
         return "\n".join(rows)

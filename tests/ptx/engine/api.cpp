@@ -72,6 +72,7 @@ Launch* ptx_create(const RawLaunch* raw, const RawInsn* insns, uint32_t ninsns, 
   l->operands.assign(operands, operands + noperands);
   l->consts.assign(const_bytes + 64, 0);
   std::copy(consts, consts + const_bytes, l->consts.data());
+  Handler barrier = find_handler("barrier");
   for (uint32_t i = 0; i < ninsns; i++) {
     const RawInsn& r = insns[i];
     Insn in{};
@@ -85,6 +86,7 @@ Launch* ptx_create(const RawLaunch* raw, const RawInsn* insns, uint32_t ninsns, 
     in.ndst = r.ndst;
     in.nsrc = r.nsrc;
     in.guard_negated = r.guard_negated;
+    in.is_barrier = in.fn == barrier;
     in.policy = Policy(r.policy);
     l->code.push_back(in);
   }
@@ -177,6 +179,16 @@ uint32_t ptx_same_value_writes(const Launch* l, uint64_t* out, uint32_t room) {
     out[3 * n] = pcs.first;
     out[3 * n + 1] = pcs.second;
     out[3 * n++ + 2] = count;
+  }
+  return n;
+}
+
+uint32_t ptx_lane_conflicts(const Launch* l, uint64_t* out, uint32_t room) {
+  uint32_t n = 0;
+  for (const auto& [pc, count] : l->lane_conflicts) {
+    if (n == room) break;
+    out[2 * n] = pc;
+    out[2 * n++ + 1] = count;
   }
   return n;
 }

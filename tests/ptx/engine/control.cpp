@@ -44,10 +44,7 @@ void barrier(Warp& w, const Insn& in, Mask m) {
   bool aligned = in.imm[1], counted = in.imm[2];
   uint32_t id = src<uint32_t>(w, in, 0)[__builtin_ctz(m)];
   if (id > 15) throw Fault{"out of range", format("barrier %u of 16", id), __builtin_ctz(m)};
-  if (aligned && m != live_lanes(w)) {
-    throw Fault{"barrier reached by part of a warp", format("lanes 0x%08x of the live lanes 0x%08x reached an aligned barrier", m, live_lanes(w)),
-                __builtin_ctz(m)};
-  }
+  if (aligned && !gather_lanes(w, m, live_lanes(w))) return;
   if (m != w.active) throw Fault{"barrier reached by part of a warp", "a barrier under a guard that differs between lanes", __builtin_ctz(m)};
   const Launch& l = *w.launch;
   int expected = l.threads, arriving = __builtin_popcount(m);

@@ -51,7 +51,7 @@ struct Insn {
   uint32_t guard_off, guard_reg;  // guard_off is kNoPc without a guard
   uint32_t line;
   uint16_t ndst, nsrc;
-  bool guard_negated;
+  bool guard_negated, is_barrier;
   Policy policy;
 };
 
@@ -230,11 +230,6 @@ struct Counters {
   uint64_t warps = 0, threads = 0, bytes = 0, sectors = 0, wavefronts = 0, ideal_wavefronts = 0, divergent = 0;
 };
 
-struct SameValueWrite {
-  uint32_t pc, other_pc;
-  uint64_t count;
-};
-
 // Special registers that are filled in when a warp starts; the decoder uses the same order.
 enum SpecialRegister {
   kTidX, kTidY, kTidZ, kNtidX, kNtidY, kNtidZ, kCtaidX, kCtaidY, kCtaidZ, kNctaidX, kNctaidY, kNctaidZ, kLaneid, kWarpid,
@@ -263,6 +258,7 @@ struct Launch {
   std::vector<uint32_t> order;
   std::vector<Counters> counters;
   std::map<std::pair<uint32_t, uint32_t>, uint64_t> same_value_writes;
+  std::map<uint32_t, uint64_t> lane_conflicts;  // stores whose lanes wrote different values to one address
   std::unordered_map<uint64_t, Clock> sync_vars;  // of global memory; key: address and scope
   uint64_t progress = 0, executed = 0;
   uint64_t now = 0;  // %clock

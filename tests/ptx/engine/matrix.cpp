@@ -89,7 +89,7 @@ void mma_f64(Warp& w, const Insn& in, int rows, int k) {
 
 // imm: type of a, type of b, type of d and c, rows | k << 8 | satfinite << 16
 void mma(Warp& w, const Insn& in, Mask m) {
-  require_full_warp(m);
+  if (!full_warp(w, m)) return;
   require_operands(w, in);
   int ta = int(in.imm[0]), tb = int(in.imm[1]), tc = int(in.imm[2]), k = in.imm[3] >> 8 & 0xff;
   if (ta == kElF64) return mma_f64(w, in, in.imm[3] & 0xff, k);
@@ -144,7 +144,7 @@ void matrix_rows(Warp& w, const Insn& in, int count, bool write, Place* rows) {
   c.bytes += 128 * count;
 }
 void ldmatrix(Warp& w, const Insn& in, Mask m) {
-  require_full_warp(m);
+  if (!full_warp(w, m)) return;
   Place rows[kLanes];
   matrix_rows(w, in, in.ndst, false, rows);
   uint16_t data[kLanes][8];
@@ -163,7 +163,7 @@ void ldmatrix(Warp& w, const Insn& in, Mask m) {
   }
 }
 void stmatrix(Warp& w, const Insn& in, Mask m) {
-  require_full_warp(m);
+  if (!full_warp(w, m)) return;
   int count = in.nsrc - 1;
   Place rows[kLanes];
   matrix_rows(w, in, count, true, rows);
@@ -184,7 +184,7 @@ void stmatrix(Warp& w, const Insn& in, Mask m) {
   }
 }
 void movmatrix(Warp& w, const Insn& in, Mask m) {
-  require_full_warp(m);
+  if (!full_warp(w, m)) return;
   uint16_t data[8][8];
   const uint16_t* s = src<uint16_t>(w, in, 0);
   for (int lane = 0; lane < kLanes; lane++)
@@ -222,7 +222,7 @@ void wmma_place(Warp& w, const Insn& in, const WmmaShape& s, int row, int col, i
   p = locate(w, in, lane, addr[lane] + uint64_t(index * bytes), space_of(in), bytes, write, bytes);
 }
 void wmma_load(Warp& w, const Insn& in, Mask m) {
-  require_full_warp(m);
+  if (!full_warp(w, m)) return;
   WmmaShape s = wmma_shape(in);
   int bytes = element_bits(s.type) / 8;
   wmma_elements(w, in, 0, in.ndst, s, [&](int row, int col, char* slot, int lane) {
@@ -237,7 +237,7 @@ void wmma_load(Warp& w, const Insn& in, Mask m) {
   w.launch->counters[w.at].bytes += uint64_t(s.rows) * s.cols * bytes;
 }
 void wmma_store(Warp& w, const Insn& in, Mask m) {
-  require_full_warp(m);
+  if (!full_warp(w, m)) return;
   require_operands(w, in);
   WmmaShape s = wmma_shape(in);
   int bytes = element_bits(s.type) / 8, first = in.imm[2] ? 2 : 1;
@@ -252,7 +252,7 @@ void wmma_store(Warp& w, const Insn& in, Mask m) {
 }
 // imm: m | n << 8 | k << 16, types a | b << 8 | c << 16 | d << 24, registers of a | b << 8 | c << 16, satfinite
 void wmma_mma(Warp& w, const Insn& in, Mask m) {
-  require_full_warp(m);
+  if (!full_warp(w, m)) return;
   require_operands(w, in);
   int rows = in.imm[0] & 0xff, cols = in.imm[0] >> 8 & 0xff, k = in.imm[0] >> 16 & 0xff;
   int ta = in.imm[1] & 0xff, tb = in.imm[1] >> 8 & 0xff, tc = in.imm[1] >> 16 & 0xff, td = in.imm[1] >> 24 & 0xff;

@@ -17,11 +17,8 @@ inline bool is_integer(int type) { return type >= kElS8 && type <= kElU4; }
 // The value of an element from its bits. All products of two such values are exact in float or fit a 32-bit integer.
 float element_value(uint32_t v, int type);
 
-// A warp operation that all lanes execute together (.sync.aligned).
-inline void require_full_warp(Mask m) {
-  if (m != kAll)
-    throw Fault{"warp operation by part of a warp", format("an aligned operation by lanes 0x%08x of the warp", m), m ? __builtin_ctz(m) : -1};
-}
+// A warp operation that all lanes execute together (.sync.aligned): false while lanes are on their way.
+inline bool full_warp(Warp& w, Mask m) { return gather_lanes(w, m, kAll); }
 
 // d += a * b, a (m, k) row-major, b (k, n) row-major, d (m, n) row-major
 inline void multiply_add(float* d, const float* a, const float* b, int m, int n, int k) {

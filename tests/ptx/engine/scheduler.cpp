@@ -225,6 +225,9 @@ void deadlock(Launch& l, std::vector<std::unique_ptr<Block>>& resident, bool end
   std::string kind = "deadlock";
   int listed = 0;
   Warp* first = nullptr;
+  bool running = false;
+  for (auto& b : resident)
+    for (Warp& w : b->warps) running |= can_run(w);
   for (auto& b : resident) {
     for (Warp& w : b->warps) {
       if (w.done) continue;
@@ -238,10 +241,10 @@ void deadlock(Launch& l, std::vector<std::unique_ptr<Block>>& resident, bool end
       for (const Group& g : w.groups) {
         if (g.state == GroupState::kBarrier) {
           const BarrierState& s = b->barriers[g.barrier];
-          if (b->exited_threads) kind = "barrier reached by part of the block";
+          if (b->exited_threads && !running) kind = "barrier reached by part of the block";
           list(g.pc - 1, format("waits at barrier %d, %d of %d threads arrived, %d of the block exited", g.barrier, s.arrived, s.expected, b->exited_threads));
         } else if (g.state == GroupState::kWarpSync) {
-          kind = "warp operation by part of a warp";
+          if (!running) kind = l.code[g.pc].is_barrier ? "barrier reached by part of a warp" : "warp operation by part of a warp";
           list(g.pc, format("lanes 0x%08x wait for the other lanes that the mask names", g.mask));
         } else if (!w.active) {
           list(g.pc, "can run");

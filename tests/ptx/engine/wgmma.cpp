@@ -70,7 +70,7 @@ void require_fenced(Warp& w, Operand o, const char* what) {
 // imm: n | k << 16, types a | b << 8 | d << 16, a in registers | transposed a << 1 | transposed b << 2 | negated a << 3 |
 // negated b << 4. Sources: accumulators, a (registers or descriptor), descriptor of b, scale-d
 void mma_async(Warp& w, const Insn& in, Mask m) {
-  require_full_warp(m);
+  if (!full_warp(w, m)) return;
   if (w.index / kWarpsAGroup * kWarpsAGroup + kWarpsAGroup > w.launch->nwarps) throw Fault{"warp operation by part of a warp", "a wgmma outside a complete warpgroup"};
   int n = in.imm[0] & 0xffff, k = in.imm[0] >> 16, ta = in.imm[1] & 0xff, tb = in.imm[1] >> 8 & 0xff, td = in.imm[1] >> 16 & 0xff;
   bool a_registers = in.imm[2] & 1, trans_a = in.imm[2] >> 1 & 1, trans_b = in.imm[2] >> 2 & 1;
@@ -134,15 +134,15 @@ void mma_async(Warp& w, const Insn& in, Mask m) {
 }
 
 void wgmma_fence(Warp& w, const Insn&, Mask m) {
-  require_full_warp(m);
+  if (!full_warp(w, m)) return;
   w.fences++;
 }
 void wgmma_commit(Warp& w, const Insn&, Mask m) {
-  require_full_warp(m);
+  if (!full_warp(w, m)) return;
   commit_group(w, kWgmmaAgent, w.wgmma_groups, m);
 }
 void wgmma_wait(Warp& w, const Insn& in, Mask m) {
-  require_full_warp(m);
+  if (!full_warp(w, m)) return;
   wait_groups(w, kWgmmaAgent, w.wgmma_groups, m, uint32_t(in.imm[0]));
   w.wgmma_done = w.vc.local[agent_index(w, kWgmmaAgent)];
 }
