@@ -5,6 +5,7 @@
 
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
+#include "cpu/peaks.h"
 #ifdef FFKERNELS_WITH_CUDA
 #include "cuda/device.h"
 #endif
@@ -35,6 +36,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ffkernels, m) {
   m.def("build_info() -> str");
   m.def("cpu_isa() -> str");
   m.def("cuda_devices() -> str");
+  m.def("cpu_peak(str precision, int threads) -> float");
+  m.def("cpu_bandwidth(int bytes, int threads) -> float");
 }
 
 // No tensor among the arguments: one kernel for every dispatch key.
@@ -42,6 +45,8 @@ STABLE_TORCH_LIBRARY_IMPL(ffkernels, CompositeExplicitAutograd, m) {
   m.impl("build_info", TORCH_BOX(&build_info));
   m.impl("cpu_isa", TORCH_BOX(&cpu_isa));
   m.impl("cuda_devices", TORCH_BOX(&cuda_devices));
+  m.impl("cpu_peak", TORCH_BOX(&ffkernels::cpu::cpu_peak));
+  m.impl("cpu_bandwidth", TORCH_BOX(&ffkernels::cpu::cpu_bandwidth));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ffkernels, CPU, m) {
