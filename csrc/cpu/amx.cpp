@@ -1,6 +1,7 @@
 // Machines with AVX512-BF16: its pairwise products, or AMX tiles where there are some.
 #include <cmath>
 #include <cstdint>
+#include <numeric>
 #include <type_traits>
 
 #include "cpu/job.h"

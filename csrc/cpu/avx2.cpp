@@ -1,11 +1,13 @@
 // AVX2 and FMA: vectors of eight floats.
 #include <cmath>
 #include <cstdint>
+#include <numeric>
 #include <type_traits>
 
 #include "cpu/job.h"
 
 #if defined(__x86_64__)
+#include <immintrin.h>
 #define FFK_NAMESPACE avx2
 #define FFK_LANES 8
 #pragma GCC push_options

@@ -1,6 +1,7 @@
 // AVX-512 (F, BW, DQ, VL), with and without its bf16 products.
 #include <cmath>
 #include <cstdint>
+#include <numeric>
 #include <type_traits>
 
 #include "cpu/job.h"

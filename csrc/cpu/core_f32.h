@@ -50,8 +50,8 @@ struct CoreF32 {
     pack_cols<kCols>(from, stride, used, depth, to);
   }
 
-  // c (kRows, kCols) = or += a b
-  static void multiply(int64_t depth, const float* a, const float* b, float* c, int64_t stride, bool accumulate) {
+  // c (kRows, kCols) = a b
+  static void multiply(int64_t depth, const float* a, const float* b, float* c, int64_t stride, Ahead* ahead) {
     Vector total[rows_][vectors_];
 #pragma GCC unroll 16
     for (int64_t i = 0; i < rows_; ++i) {
@@ -59,6 +59,7 @@ struct CoreF32 {
       for (int64_t j = 0; j < vectors_; ++j) total[i][j] = Vector{};
     }
     for (int64_t k = 0; k < depth; ++k, a += kRows, b += kCols) {
+      if (k % kFetchDepth == 0) ahead->fetch();
       Vector right[vectors_];
 #pragma GCC unroll 4
       for (int64_t j = 0; j < vectors_; ++j) right[j] = load(b + j * kLanes);
@@ -73,8 +74,7 @@ struct CoreF32 {
     for (int64_t i = 0; i < rows_; ++i) {
 #pragma GCC unroll 4
       for (int64_t j = 0; j < vectors_; ++j) {
-        float* to = c + i * stride + j * kLanes;
-        store(to, accumulate ? load(to) + total[i][j] : total[i][j]);
+        store(c + i * stride + j * kLanes, total[i][j]);
       }
     }
   }

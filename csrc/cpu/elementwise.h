@@ -49,8 +49,21 @@ inline void store_part(T* p, Vector v, int64_t used) {
 }
 
 inline Vector square_root(Vector v) {
+#if FFK_LANES == 16
+  // An estimate and one step of Newton's: within 2 units in the last place, at a fifth of the instruction's cost.
+  const __m512 x = (__m512)v, estimate = _mm512_rsqrt14_ps(x), root = _mm512_mul_ps(x, estimate);
+  const __m512 rest = _mm512_fnmadd_ps(root, estimate, _mm512_set1_ps(1.f));
+  const __m512 better = _mm512_fmadd_ps(_mm512_mul_ps(root, _mm512_set1_ps(0.5f)), rest, root);
+  // 0, infinity, NaN and what is too small for the estimate: as they come
+  const __mmask16 usual = _mm512_cmp_ps_mask(x, _mm512_set1_ps(1e-37f), _CMP_GT_OQ) &
+                          _mm512_cmp_ps_mask(x, _mm512_set1_ps(3e38f), _CMP_LT_OQ);
+  return (Vector)(usual == 0xffff ? better : _mm512_mask_blend_ps(usual, _mm512_sqrt_ps(x), better));
+#elif FFK_LANES == 8
+  return (Vector)_mm256_sqrt_ps((__m256)v);
+#else
   for (int64_t i = 0; i < kLanes; ++i) v[i] = __builtin_sqrtf(v[i]);
   return v;
+#endif
 }
 
 // -- activations: NaN stays NaN
@@ -135,10 +148,11 @@ struct TanhAct {
   }
 };
 
-// -- optimizers: torch.optim's formulas on a run of n elements
+// -- optimizers: torch.optim's formulas on a run of n elements; the run `ahead` elements on is fetched meanwhile
 
 template <Optimizer kind, typename T>
-inline void optimize(const OptimizerStep& o, const float* gradient, T* weight, float* slot0, float* slot1, int64_t n) {
+inline void optimize(const OptimizerStep& o, const float* gradient, T* weight, float* slot0, float* slot1, int64_t n,
+                     int64_t ahead) {
   const auto element = [&o](auto g, auto w, auto* s0, auto* s1) {
     if constexpr (kind == Optimizer::sgd) {
       if (o.weight_decay != 0.f) g = g + o.weight_decay * w;
@@ -160,6 +174,9 @@ inline void optimize(const OptimizerStep& o, const float* gradient, T* weight, f
   };
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
+    __builtin_prefetch(weight + ahead + i, 1, 3);
+    if (slot0) __builtin_prefetch(slot0 + ahead + i, 1, 3);
+    if (slot1) __builtin_prefetch(slot1 + ahead + i, 1, 3);
     Vector s0 = slot0 ? load(slot0 + i) : Vector{}, s1 = slot1 ? load(slot1 + i) : Vector{};
     store(weight + i, element(load(gradient + i), load(weight + i), slot0 ? &s0 : nullptr, slot1 ? &s1 : nullptr));
     if (slot0) store(slot0 + i, s0);

@@ -39,7 +39,7 @@ class Layer {
     const int64_t fitting = larger<int64_t>(1, kWeightBytes / (depth_ * Core::kBytes * kPart)) * kPart;
     split(split_rows_ ? 1 : threads_, fitting, kPart, &col_blocks_, &col_block_);
     col_parts_ = ceil_div(job.cols, kPart);
-    split(threads_, kGradientCols, kStrip, &grad_blocks_, &grad_block_);
+    split(threads_, kGradientCols, std::lcm(kStrip, kLanes), &grad_blocks_, &grad_block_);
     grad_depth_ = round_up(smaller(kGradientDepth, job.depth), Core::kCols);
     curved_ = job.forward && job.gradient && job.activation != Activation::relu;
 
@@ -367,10 +367,13 @@ class Layer {
   void forward_strip(int64_t row, int64_t index, const WeightPart& part, float* product) {
     const int64_t count = smaller(kStrip, rows_ - row);
     const int64_t cols = smaller(col_block_, job_.cols - index * col_block_);
+    const int64_t strip = kStrip * depth_ * Core::kBytes;
+    const int64_t times = ceil_div(cols, Core::kCols) * ceil_div(count, Core::kRows) * ceil_div(depth_, kFetchDepth);
+    Ahead ahead(packed_x_ + (row + kStrip) * depth_ * kUnit, strip, times);  // the next strip
     for (int64_t n = 0; n < cols; n += Core::kCols) {
       for (int64_t i = 0; i < count; i += Core::kRows) {
         Core::multiply(depth_, packed_x_ + (row + i) * depth_ * kUnit, part.packed + n * depth_ * kUnit,
-                       product + i * col_block_ + n, col_block_, false);
+                       product + i * col_block_ + n, col_block_, &ahead);
       }
     }
     switch (job_.activation) {
@@ -464,13 +467,18 @@ class Layer {
         float* label = labels_.num_classes > 0
                            ? grad_labels_ + label_of(row0_ + row + i, c) * grad_blocks_ * grad_block_ + first
                            : nullptr;
-        for (int64_t n = 0; n < cols; ++n) {
-          float dz = twice * p[n];
-          if (peers) dz += term * job_.col_term[first + n];
-          bias[n] = c == 0 && i == 0 ? dz : bias[n] + dz;
+        const bool begin_bias = i == 0 && c == 0, begin_row = c == 0;
+        // The block's padding is scratch: it may be added up, but p, label and col_term end with the columns.
+        for (int64_t n = 0; n < cols; n += kLanes) {
+          const int64_t used = smaller(kLanes, cols - n);
+          Vector dz = twice * (used == kLanes ? load(p + n) : load_part(p + n, used));
+          if (peers) {
+            for (int64_t j = 0; j < used; ++j) dz[j] += term * job_.col_term[first + n + j];
+          }
+          store(bias + n, begin_bias ? dz : load(bias + n) + dz);
           dz *= r;
-          if (label) label[n] += labels_.strength * dz;
-          to[n] = c == 0 ? dz : to[n] + dz;
+          if (label) store(label + n, load(label + n) + labels_.strength * dz);
+          store(to + n, begin_row ? dz : load(to + n) + dz);
         }
       }
     }
@@ -483,7 +491,7 @@ class Layer {
     for (int64_t n = 0; n < count; ++n) {
       const int64_t at = (first + n) * job_.depth + k0;
       optimize<kind>(o, grad + n * grad_depth_, static_cast<T*>(job_.new_weight) + at,
-                     o.slot[0] ? o.slot[0] + at : nullptr, o.slot[1] ? o.slot[1] + at : nullptr, depth);
+                     o.slot[0] ? o.slot[0] + at : nullptr, o.slot[1] ? o.slot[1] + at : nullptr, depth, job_.depth);
     }
   }
 
@@ -492,7 +500,7 @@ class Layer {
     const OptimizerStep& o = job_.optimizer;
     optimize<kind>(o, grad_bias_ + first, static_cast<T*>(job_.new_bias) + first,
                    o.bias_slot[0] ? o.bias_slot[0] + first : nullptr, o.bias_slot[1] ? o.bias_slot[1] + first : nullptr,
-                   count);
+                   count, 0);
   }
 
   template <typename F>
@@ -534,9 +542,13 @@ class Layer {
     for (int64_t k0 = 0; k0 < job_.depth; k0 += grad_depth_) {
       const int64_t depth = smaller(grad_depth_, job_.depth - k0);
       for (int64_t k = 0; k < depth; k += Core::kCols) {
+        const Element* panel = packed_xt_ + (k0 + k) * grad_rows_ * kUnit;
+        const int64_t bytes = Core::kCols * grad_rows_ * Core::kBytes;
+        Ahead ahead(panel + Core::kCols * grad_rows_ * kUnit, bytes,
+                    ceil_div(cols, Core::kRows) * ceil_div(rows, kFetchDepth));  // the next panel
         for (int64_t n = 0; n < cols; n += Core::kRows) {
-          Core::multiply(rows, own.gradient + n * grad_rows_ * kUnit, packed_xt_ + (k0 + k) * grad_rows_ * kUnit,
-                         own.grad + n * grad_depth_ + k, grad_depth_, false);
+          Core::multiply(rows, own.gradient + n * grad_rows_ * kUnit, panel, own.grad + n * grad_depth_ + k,
+                         grad_depth_, &ahead);
         }
       }
       finish_gradient(first, cols, k0, depth, own.grad);

@@ -67,6 +67,7 @@ struct PanelsBf16 {
   static constexpr int64_t kRows = 32, kCols = 32, kDepthUnit = 32;
   static constexpr int64_t kBytes = 2 * parts;
   using Element = char;
+  static constexpr int64_t kAhead = 64;                              // values of a row to fetch ahead
   static constexpr int64_t kTile = 1024, kStep = 2 * kTile * parts;  // bytes; a step is 32 of depth
 
   static void store_parts(__m512 low, __m512 high, __m512i out[parts]) {
@@ -86,9 +87,13 @@ struct PanelsBf16 {
         for (int64_t i = 0; i < 16; ++i) {
           const int64_t row = tile * 16 + i;
           __m512i out[parts] = {};
-          if (row < used)
-            store_parts(_mm512_maskz_loadu_ps(low, from + row * stride + k),
-                        _mm512_maskz_loadu_ps(high, from + row * stride + k + 16), out);
+          if (row < used) {
+            const float* at = from + row * stride + k;
+            // 32 rows are more streams than the hardware follows
+            __builtin_prefetch(at + kAhead, 0, 3);
+            __builtin_prefetch(at + kAhead + 16, 0, 3);
+            store_parts(_mm512_maskz_loadu_ps(low, at), _mm512_maskz_loadu_ps(high, at + 16), out);
+          }
           for (int64_t part = 0; part < parts; ++part) rows[part][i] = out[part];
         }
         for (int64_t part = 0; part < parts; ++part) {

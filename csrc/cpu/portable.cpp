@@ -1,6 +1,7 @@
 // Any machine: vectors of four floats, which SSE2 and NEON have.
 #include <cmath>
 #include <cstdint>
+#include <numeric>
 #include <type_traits>
 
 #include "cpu/job.h"

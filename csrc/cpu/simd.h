@@ -31,6 +31,19 @@ template <typename T>
 constexpr T larger(T a, T b) {
   return a < b ? b : a;
 }
+// Memory that will be read soon, fetched into the L2 cache a few lines at a time while a core multiplies.
+struct Ahead {
+  const char* next;
+  int64_t lines;  // at a time
+
+  Ahead(const void* begin, int64_t bytes, int64_t times)
+      : next(static_cast<const char*>(begin)), lines((bytes + 64 * times - 1) / (64 * times)) {}
+  void fetch() {
+    for (int64_t i = 0; i < lines; ++i, next += 64) __builtin_prefetch(next, 0, 2);
+  }
+};
+constexpr int64_t kFetchDepth = 32;  // a core fetches once in so much depth
+
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
