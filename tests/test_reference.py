@@ -311,3 +311,17 @@ def test_a_rate_in_a_tensor_is_that_rate(layer, optimizer, rate):
     _, expected = on_copies("ff_step_", {**given, "optimizer": dataclasses.replace(optimizer, lr=rate)})
     assert_same(after, expected, 1e-12)
     assert lr == rate
+
+
+def test_medium_rounds_the_operands_to_bfloat16_and_nothing_else():
+    x, sign, weight, bias = cases.layer(33, 123, 110)
+    options = {"normalize": "none", "precision": "medium"}
+    y, goodness, _ = ff.ff_forward(x, weight, bias, return_p=True, **options)
+    _, true, total = independent.forward(
+        x.bfloat16().double(), weight.bfloat16().double(), bias.double(), normalize="none"
+    )
+    independent.assert_close(y, true, 1e-6)
+    independent.assert_close(goodness, total, 1e-6)
+    grad, _ = ff.ff_grad(x, y, sign, weight, bias, **options)
+    scaled = (2 * sign[:, None] * y).bfloat16().double()
+    independent.assert_close(grad, scaled.T @ x.bfloat16().double(), 1e-6)
