@@ -8,6 +8,7 @@ from .report import Report
 from .tensormap import TensorMap
 
 __all__ = [
-    "In", "LaunchError", "Out", "PtxFault", "Report", "TensorMap", "TritonKernel", "Unsupported", "compile_cuda", "compile_triton", "kernels",
+    "In", "LaunchError", "Out", "PtxFault", "Report", "TensorMap", "TritonKernel", "Unsupported", "compile_cuda",
+    "compile_triton", "kernels",
     "run", "run_compiled", "run_triton", "triton_launches",
 ]  # fmt: skip

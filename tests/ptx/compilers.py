@@ -38,7 +38,8 @@ def _digest(data: bytes) -> str:
 def compile_cuda(source: str | Path, arch: str = "sm_80", includes=(), flags=()) -> str:
     """The PTX of a CUDA source, given as text or as a path.
 
-    Cached by content: of the source, the flags, the compiler, and every included file outside the toolkit and the system.
+    Cached by content: of the source, the flags, the compiler, and every included file outside the toolkit and the
+    system.
     """
     if nvcc() is None:
         raise RuntimeError("nvcc is needed to compile CUDA kernels; it is neither on PATH nor in /usr/local/cuda/bin")
@@ -103,8 +104,10 @@ class TritonKernel:
 
 
 _TRITON_TYPES = {
-    torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64", torch.int8: "i8", torch.int16: "i16",
-    torch.int32: "i32", torch.int64: "i64", torch.uint8: "u8", torch.bool: "i1", torch.float8_e4m3fn: "fp8e4nv", torch.float8_e5m2: "fp8e5",
+    torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64", torch.int8: "i8",
+    torch.int16: "i16",
+    torch.int32: "i32", torch.int64: "i64", torch.uint8: "u8", torch.bool: "i1", torch.float8_e4m3fn: "fp8e4nv",
+    torch.float8_e5m2: "fp8e5",
 }  # fmt: skip
 
 
@@ -146,7 +149,7 @@ def compile_triton(
     if len(names) != len(args):
         raise TypeError(f"{fn.__name__} takes {', '.join(names)} besides its constants; {len(args)} arguments given")
     signature, attrs, constants, parameters = {}, {}, dict(constexprs), []
-    values = dict(zip(names, args))
+    values = dict(zip(names, args, strict=True))
     constexpr_params = {p.name for p in fn.params if p.is_constexpr}
     for index, name in enumerate(fn.arg_names):
         if name in constexprs or name in constexpr_params:
@@ -178,7 +181,9 @@ def compile_triton(
 
 
 def run_compiled(kernel: TritonKernel, grid, args, **kwargs) -> Report:
-    """Runs a compiled Triton kernel. The two pointers that Triton appends (global and profiling scratch) are added here."""
+    """Runs a compiled Triton kernel. The two pointers that Triton appends (global and profiling scratch) are added
+    here.
+    """
     grid = (grid,) if isinstance(grid, int) else tuple(grid)
     blocks = 1
     for n in grid:

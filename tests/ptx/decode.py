@@ -1,6 +1,8 @@
-"""A kernel of a parsed module to the engine's program: registers placed, addresses bound, calls inlined, opcodes looked up.
+"""A kernel of a parsed module to the engine's program: registers placed, addresses bound, calls inlined, opcodes
+looked up.
 
-What an opcode means stands in `decode_alu`, `decode_memory`, `decode_sync` and `decode_tensor`, one function an opcode family,
+What an opcode means stands in `decode_alu`, `decode_memory`, `decode_sync` and `decode_tensor`, one function an
+opcode family,
 registered with @opcode. An opcode, modifier or type that none of them takes raises Unsupported with its line.
 """
 
@@ -11,8 +13,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from . import parser as ast
-from .parser import type_size
+from . import syntax as ast
+from .syntax import type_size
 
 PROPAGATE, STRICT, CUSTOM = 0, 1, 2
 FTZ, SAT, RELU, NAN, XORSIGN, AWAY, ASYNC = 4, 8, 16, 32, 64, 128, 256
@@ -23,11 +25,37 @@ PARAM_WINDOW, FIRST_FREE_WINDOW = 3 << WINDOW_SHIFT, 4
 SHARED_WINDOW, LOCAL_WINDOW = 1 << WINDOW_SHIFT, 2 << WINDOW_SHIFT
 SPACES = {"generic": 0, "global": 1, "shared": 2, "local": 3, "const": 4, "param": 5}
 
-SPECIALS = (
-    "%tid.x %tid.y %tid.z %ntid.x %ntid.y %ntid.z %ctaid.x %ctaid.y %ctaid.z %nctaid.x %nctaid.y %nctaid.z %laneid %warpid "
-    "%nwarpid %smid %nsmid %gridid %lanemask_eq %lanemask_le %lanemask_lt %lanemask_ge %lanemask_gt %dynamic_smem_size "
-    "%total_smem_size 0 1 %envreg1 %envreg2"
-).split()
+SPECIALS = [
+    "%tid.x",
+    "%tid.y",
+    "%tid.z",
+    "%ntid.x",
+    "%ntid.y",
+    "%ntid.z",
+    "%ctaid.x",
+    "%ctaid.y",
+    "%ctaid.z",
+    "%nctaid.x",
+    "%nctaid.y",
+    "%nctaid.z",
+    "%laneid",
+    "%warpid",
+    "%nwarpid",
+    "%smid",
+    "%nsmid",
+    "%gridid",
+    "%lanemask_eq",
+    "%lanemask_le",
+    "%lanemask_lt",
+    "%lanemask_ge",
+    "%lanemask_gt",
+    "%dynamic_smem_size",
+    "%total_smem_size",
+    "0",
+    "1",
+    "%envreg1",
+    "%envreg2",
+]
 # a launch without clusters is one of clusters of a single block
 _SPECIAL_ALIASES = {f"%clusterid.{c}": f"%ctaid.{c}" for c in "xyz"} | {
     f"%nclusterid.{c}": f"%nctaid.{c}" for c in "xyz"
@@ -90,7 +118,7 @@ class Mods:
 
     def type(self) -> str:
         """The last modifier, which must be a type."""
-        if not self.parts or self.parts[-1] not in ast._TYPE_SIZES:
+        if not self.parts or self.parts[-1] not in ast.TYPE_SIZES:
             self.fail("no type")
         return self.parts.pop()
 
@@ -232,7 +260,7 @@ class Decoder:
 
     def variable_address(self, var: ast.Var) -> int:
         if var.name not in self.variables:
-            if var.extern and var.count == 0 or var.extern and not var.init and var.space == "const":
+            if (var.extern and var.count == 0) or (var.extern and not var.init and var.space == "const"):
                 raise Unsupported(f"line {var.line}: extern variable {var.name} is not defined in this module")
             base = (self.next_window << WINDOW_SHIFT) + 0x10000
             self.next_window += 1
@@ -315,10 +343,11 @@ class Decoder:
         return out
 
     def check_size(self, op, out: Operand, size: int, wider: bool):
+        def name(n):
+            return f"{n * 8} bits" if n else "a predicate"
+
         if out.size != size and not (wider and out.size > size and size):
-            self.fail(
-                f"{op.name} has {out.size * 8 or 'predicate'} bits, the instruction needs {size * 8 or 'a predicate'}"
-            )
+            self.fail(f"{op.name} has {name(out.size)}, the instruction needs {name(size)}")
 
     def src(self, op, kind: str, wider: bool = False) -> Operand:
         size = 0 if kind == "pred" else max(type_size(kind), 2)
@@ -328,7 +357,7 @@ class Decoder:
             return out
         if isinstance(op, ast.Imm):
             if kind == "pred":
-                return Operand(self.const((b"\xff" * 4 if op.value else bytes(4))).off, 0, 0)
+                return Operand(self.const(b"\xff" * 4 if op.value else bytes(4)).off, 0, 0)
             data = encode_immediate(op, kind)
             return self.const(data.ljust(size, b"\0"))
         if isinstance(op, ast.Sym):
@@ -368,7 +397,8 @@ class Decoder:
         self.operands += [(o.off, o.reg) for o in (*dsts, *srcs)]
         imm = tuple(imm) + (0,) * (4 - len(imm))
         self.rows.append(
-            (handler, guard_off, guard_reg, self.insn.line, first, len(dsts), len(srcs), self.insn.guard_negated, policy,
+            (handler, guard_off, guard_reg, self.insn.line, first, len(dsts), len(srcs), self.insn.guard_negated,
+            policy,
              (0,) * 6, flags, imm)
         )  # fmt: skip
         self.opcodes.append(self.insn.opcode)
@@ -435,14 +465,29 @@ class Decoder:
                 raise Unsupported(f"line {rows[row]['line']}: no label {label}")
             rows["imm"][row][0] = target
         specials = [(SPECIALS.index(n), o.reg, o.off) for n, o in self.special_slots.items()]
-        # sinks count as defined nowhere: nothing reads them
         return Program(
-            self.entry.name, self.module, rows, np.array(self.operands or [(0, 0)], dtype=np.uint32), bytes(self.consts),
-            np.array(specials or [(0, 0, 0)], dtype=np.uint32)[: len(specials)], self.file_bytes + 64, self.nregs,
-            _align(self.local_bytes, 16), self.static_shared, self.smallest["shared"].bit_length() - 1,
-            self.smallest["global"].bit_length() - 1, self.params, self.param_bytes, list(self.variables.values()),
-            self.opcodes, self.locs, self.entry.directives, self.next_window, self.uses_wgmma, self.uses_async,
-        )  # fmt: skip
+            name=self.entry.name,
+            module=self.module,
+            insns=rows,
+            operands=np.array(self.operands or [(0, 0)], dtype=np.uint32),
+            consts=bytes(self.consts),
+            specials=np.array(specials, dtype=np.uint32).reshape(-1, 3),
+            file_bytes=self.file_bytes + 64,
+            nregs=self.nregs,
+            local_bytes=_align(self.local_bytes, 16),
+            static_shared=self.static_shared,
+            shift_shared=self.smallest["shared"].bit_length() - 1,
+            shift_global=self.smallest["global"].bit_length() - 1,
+            params=self.params,
+            param_bytes=self.param_bytes,
+            variables=list(self.variables.values()),
+            opcodes=self.opcodes,
+            locs=self.locs,
+            directives=self.entry.directives,
+            next_window=self.next_window,
+            uses_wgmma=self.uses_wgmma,
+            uses_async=self.uses_async,
+        )
 
 
 def encode_immediate(imm: ast.Imm, kind: str) -> bytes:
@@ -467,6 +512,6 @@ def _align(offset: int, to: int) -> int:
 
 def decode(module: ast.Module, kernel: str, lookup) -> Program:
     """The program of one kernel. `lookup` gives the number of an engine handler, or -1."""
-    from . import decode_alu, decode_async, decode_memory, decode_sync, decode_tensor  # noqa: F401 (register the opcodes)
+    from . import decode_alu, decode_async, decode_convert, decode_memory, decode_sync, decode_tensor  # noqa: F401 (register the opcodes)
 
     return Decoder(module, kernel, lookup).decode()

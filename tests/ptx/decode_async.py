@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from . import parser as ast
+from . import syntax as ast
 from .decode import STRICT, Decoder, opcode
 from .decode_memory import SCOPES, _cache_hint, _touch, address, semantics, space
-
 
 _REDUCTIONS = ("none", "add", "min", "max", "and", "or", "xor")
 # element types of reductions, numbered as those of tensor maps
@@ -162,7 +161,8 @@ def mbarrier(d: Decoder, ops, m):
 
 # field -> byte in the engine's tensor map, bytes of the field, whether an ordinal selects one of several
 _MAP_FIELDS = {
-    "global_address": (0, 8, False), "rank": (8, 1, False), "elemtype": (9, 1, False), "interleave_layout": (10, 1, False),
+    "global_address": (0, 8, False), "rank": (8, 1, False), "elemtype": (9, 1, False), "interleave_layout": (10, 1,
+    False),
     "swizzle_mode": (11, 1, False), "fill_mode": (12, 1, False), "box_dim": (16, 4, True), "global_dim": (36, 4, True),
     "element_stride": (56, 4, True), "global_stride": (80, 8, True),
 }  # fmt: skip

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from . import parser as ast
+from . import syntax as ast
 from .decode import CUSTOM, LOCAL_WINDOW, SHARED_WINDOW, SPACES, STRICT, Decoder, Mods, Operand, opcode
-from .parser import type_size
+from .syntax import type_size
 
 ORDERS = {"weak": 0, "relaxed": 1, "acquire": 2, "release": 3, "acq_rel": 4, "sc": 5}
 SCOPES = {"cta": 0, "cluster": 1, "gpu": 2, "sys": 3}
 _SPACE_WORDS = {
-    "global": "global", "shared": "shared", "shared::cta": "shared", "shared::cluster": "shared", "local": "local", "const": "const",
+    "global": "global", "shared": "shared", "shared::cta": "shared", "shared::cluster": "shared", "local": "local",
+    "const": "const",
     "param": "param", "param::entry": "param", "param::func": "param",
 }  # fmt: skip
 _HINTS = (
-    "ca", "cg", "cs", "lu", "cv", "wb", "wt", "nc", "L1::evict_normal", "L1::evict_unchanged", "L1::evict_first", "L1::evict_last",
+    "ca", "cg", "cs", "lu", "cv", "wb", "wt", "nc", "L1::evict_normal", "L1::evict_unchanged", "L1::evict_first",
+    "L1::evict_last",
     "L1::no_allocate", "L2::64B", "L2::128B", "L2::256B", "L2::evict_last", "L2::evict_first", "L2::evict_normal",
 )  # fmt: skip
 
@@ -133,12 +135,14 @@ def st(d, ops, m):
 
 _ATOM_OPS = ("add", "min", "max", "inc", "dec", "and", "or", "xor", "exch", "cas")
 _ATOM_TYPES = {
-    "u32": 0, "b32": 0, "s32": 1, "u64": 2, "b64": 2, "s64": 3, "f32": 4, "f64": 5, "f16": 6, "bf16": 7, "f16x2": 8, "bf16x2": 9, "b16": 0,
+    "u32": 0, "b32": 0, "s32": 1, "u64": 2, "b64": 2, "s64": 3, "f32": 4, "f64": 5, "f16": 6, "bf16": 7, "f16x2": 8,
+    "bf16x2": 9, "b16": 0,
 }  # fmt: skip
 # what the ISA allows, by operation
 _ATOM_ALLOWED = {
     "add": "u32 s32 u64 s64 f32 f64 f16 bf16 f16x2 bf16x2", "min": "u32 s32 u64 s64 f16 bf16 f16x2 bf16x2",
-    "max": "u32 s32 u64 s64 f16 bf16 f16x2 bf16x2", "inc": "u32", "dec": "u32", "and": "b32 b64", "or": "b32 b64", "xor": "b32 b64",
+    "max": "u32 s32 u64 s64 f16 bf16 f16x2 bf16x2", "inc": "u32", "dec": "u32", "and": "b32 b64", "or": "b32 b64",
+    "xor": "b32 b64",
     "exch": "b32 b64 b128", "cas": "b16 b32 b64 b128",
 }  # fmt: skip
 
@@ -216,8 +220,3 @@ def prefetch(d, ops, m):
 def createpolicy(d, ops, m):
     """A cache policy only steers caches; its value is opaque, so zero does."""
     d.emit("mov.64", [d.dst(ops[0], "b64")], [d.src(ast.Imm(0), "b64")])
-
-
-@opcode("mapa", "getctarank")
-def cluster_address(d, ops, m):
-    d.fail("thread block clusters are not implemented")

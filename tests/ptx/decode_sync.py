@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from . import parser as ast
+from . import syntax as ast
 from .decode import CUSTOM, PROPAGATE, STRICT, Decoder, opcode
 from .decode_memory import SCOPES, semantics
-from .parser import type_size
+from .syntax import type_size
 
 
 @opcode("bra")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 
-from . import parser as ast
+from . import syntax as ast
 from .decode import ASYNC, CUSTOM, STRICT, opcode
 from .decode_memory import _touch, address, semantics, space
 
 ELEMENTS = {
-    "f16": 0, "bf16": 1, "tf32": 2, "e4m3": 3, "e5m2": 4, "s8": 5, "u8": 6, "s4": 7, "u4": 8, "f64": 9, "f32": 10, "s32": 11,
+    "f16": 0, "bf16": 1, "tf32": 2, "e4m3": 3, "e5m2": 4, "s8": 5, "u8": 6, "s4": 7, "u4": 8, "f64": 9, "f32": 10,
+    "s32": 11,
 }  # fmt: skip
 BITS = {
     "f16": 16,
@@ -28,8 +29,10 @@ BITS = {
 
 # shape -> operand types, and accumulator types, that the ISA gives for it
 _MMA = {
-    "m16n8k8": ({"f16", "bf16", "tf32"}, {"f16", "f32"}), "m16n8k16": ({"f16", "bf16", "s8", "u8", "e4m3", "e5m2"}, {"f16", "f32", "s32"}),
-    "m16n8k4": ({"tf32"}, {"f32"}), "m16n8k32": ({"s8", "u8", "s4", "u4", "e4m3", "e5m2"}, {"f16", "f32", "s32"}), "m16n8k64": ({"s4", "u4"}, {"s32"}),
+    "m16n8k8": ({"f16", "bf16", "tf32"}, {"f16", "f32"}), "m16n8k16": ({"f16", "bf16", "s8", "u8", "e4m3",
+    "e5m2"}, {"f16", "f32", "s32"}),
+    "m16n8k4": ({"tf32"}, {"f32"}), "m16n8k32": ({"s8", "u8", "s4", "u4", "e4m3", "e5m2"}, {"f16", "f32", "s32"}),
+    "m16n8k64": ({"s4", "u4"}, {"s32"}),
 }  # fmt: skip
 
 
@@ -82,9 +85,9 @@ def mma(d, ops, m):
         acc, acc_kind = (2, "b32") if dt == "f16" else (4, "b32")
         counts = (acc, rows * k * BITS[at] // 1024, k * cols * BITS[bt] // 1024, acc)
         kinds = (acc_kind, "b32", "b32", acc_kind)
-    operands = [_items(d, op, n) for op, n in zip(ops, counts)]
+    operands = [_items(d, op, n) for op, n in zip(ops, counts, strict=True)]
     dsts = [d.dst(o, kinds[0]) for o in operands[0]]
-    srcs = [d.src(o, kind) for items, kind in zip(operands[1:], kinds[1:]) for o in items]
+    srcs = [d.src(o, kind) for items, kind in zip(operands[1:], kinds[1:], strict=True) for o in items]
     imm = (ELEMENTS[at], ELEMENTS[bt], ELEMENTS[dt], rows | k << 8 | sat << 16)
     d.emit("mma", dsts, srcs, imm, policy=CUSTOM)
 
@@ -184,9 +187,8 @@ def _wmma_mma(d, ops, m):
     m.need("row", "col")
     m.need("row", "col")  # the layouts decided how the fragments were loaded
     name, rows, cols, k = _shape(m)
-    if rounding := m.choice("rn", "rz", "rm", "rp"):
-        if rounding != "rn":
-            m.fail("rounding not implemented")
+    if m.choice("rn", "rz", "rm", "rp", default="rn") != "rn":
+        m.fail("rounding not implemented")
     sat = m.take("satfinite")
     known = [p for p in m.parts if p in ELEMENTS]
     # f16 operands leave their type out: .d.c only
@@ -199,7 +201,7 @@ def _wmma_mma(d, ops, m):
     nc, nd = _wmma_registers(m, name, "c", ct), _wmma_registers(m, name, "d", dt)
     register = "f64" if at == "f64" else "b32"
     dsts = [d.dst(o, register) for o in _items(d, ops[0], nd)]
-    srcs = [d.src(o, register) for op, n in zip(ops[1:], (na, nb, nc)) for o in _items(d, op, n)]
+    srcs = [d.src(o, register) for op, n in zip(ops[1:], (na, nb, nc), strict=True) for o in _items(d, op, n)]
     types = ELEMENTS[at] | ELEMENTS[bt] << 8 | ELEMENTS[ct] << 16 | ELEMENTS[dt] << 24
     d.emit("wmma.mma", dsts, srcs, (rows | cols << 8 | k << 16, types, na | nb << 8 | nc << 16, sat), policy=STRICT)
 
@@ -225,7 +227,7 @@ def wgmma(d, ops, m):
         return d.emit(key, imm=imm, flags=ASYNC)
     if m.take("sp"):
         m.fail("sparse operands are not implemented")
-    name, rows, n, k = _shape(m)
+    _, rows, n, k = _shape(m)
     dt, at, bt = _types(m, 3)
     sat = m.take("satfinite")
     m.done()

@@ -14,8 +14,9 @@ import torch
 from . import engine
 from .decode import PARAM_WINDOW, SPACES, WINDOW_SHIFT, Program, decode, encode_immediate
 from .limits import blocks_per_sm, limits, registers
-from .parser import Imm, Module, parse, type_size
+from .parser import parse
 from .report import Line, RegionTraffic, Report
+from .syntax import Imm, Module, type_size
 from .tensormap import TensorMap
 
 _DEFINED, _UNWRITTEN, _OUTSIDE = 0, 1, 2
@@ -80,7 +81,7 @@ def _span(t: torch.Tensor) -> tuple[int, int]:
     """The bytes from a tensor's first to its last element."""
     if t.numel() == 0:
         return t.data_ptr(), t.data_ptr()
-    last = sum((n - 1) * s for n, s in zip(t.shape, t.stride()))
+    last = sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
     return t.data_ptr(), t.data_ptr() + (last + 1) * t.element_size()
 
 
@@ -121,7 +122,7 @@ def _pack(program: Program, args: list, addresses: dict) -> bytearray:
     if len(args) != len(program.params):
         raise LaunchError(f"{program.name} takes {len(program.params)} arguments, {len(args)} given")
     data = bytearray(program.param_bytes)
-    for i, ((var, offset), arg) in enumerate(zip(program.params, args)):
+    for i, ((var, offset), arg) in enumerate(zip(program.params, args, strict=True)):
         if isinstance(arg, (Out, In)):
             arg = arg.tensor
         if arg is None:
@@ -138,7 +139,8 @@ def _pack(program: Program, args: list, addresses: dict) -> bytearray:
             raw = encode_immediate(Imm(int(arg)), var.type) if var.count == 1 else b""
         if len(raw) != var.size:
             raise LaunchError(
-                f"{program.name}: argument {i} ({var.name}) has {var.size} bytes, {type(arg).__name__} given gives {len(raw)}"
+                f"{program.name}: argument {i} ({var.name}) has {var.size} bytes, "
+                f"{type(arg).__name__} given gives {len(raw)}"
             )
         data[offset : offset + len(raw)] = raw
     return data
@@ -176,7 +178,8 @@ def _check_limits(program: Program, ptx, grid, block, shared, cooperative, sms, 
     blocks = grid[0] * grid[1] * grid[2]
     if blocks > resident:
         raise LaunchError(
-            f"{name}: a cooperative grid of {blocks} blocks, but {sms} multiprocessors hold {resident} ({regs} registers a thread, {shared} bytes of shared memory)"
+            f"{name}: a cooperative grid of {blocks} blocks, "
+            f"but {sms} multiprocessors hold {resident} ({regs} registers a thread, {shared} bytes of shared memory)"
         )
     return resident
 
@@ -210,7 +213,8 @@ def run(
 
     ptx             text of a module
     grid, block     ints or tuples of up to three
-    args            one a parameter: tensors (in place; Out, In and TensorMap say more about them), numbers, None (null), bytes
+    args            one a parameter: tensors (in place; Out, In and TensorMap say more about them), numbers, None
+    (null), bytes
     cooperative     all blocks run at once; they must fit on `sms` multiprocessors
     registers       a thread; asked from ptxas if it matters and is not given
     seed            other than 0: blocks start in another order
@@ -232,8 +236,10 @@ def run(
     params = _pack(program, args, addresses)
     lib = engine.library()
     launch = engine.Launch(
-        file_bytes=program.file_bytes, nregs=program.nregs, local_bytes=program.local_bytes, static_shared=program.static_shared,
-        total_shared=shared, shift_shared=program.shift_shared, shift_global=program.shift_global, sms=sms, resident=resident,
+        file_bytes=program.file_bytes, nregs=program.nregs, local_bytes=program.local_bytes,
+        static_shared=program.static_shared,
+        total_shared=shared, shift_shared=program.shift_shared, shift_global=program.shift_global,
+        sms=sms, resident=resident,
         cooperative=cooperative, uses_wgmma=program.uses_wgmma, uses_async=program.uses_async, seed=seed,
     )  # fmt: skip
     launch.grid[:], launch.block[:] = grid, block
@@ -274,7 +280,8 @@ def run(
         launch.envreg1, launch.envreg2 = base >> 32, base & 0xFFFFFFFF
         region(base, workspace.ctypes.data, 256, "the workspace of the grid barrier")
     handle = ctypes.c_void_p(lib.ptx_create(
-        ctypes.byref(launch), engine.pointer(program.insns), len(program.insns), engine.pointer(program.operands), len(program.operands),
+        ctypes.byref(launch), engine.pointer(program.insns), len(program.insns), engine.pointer(program.operands),
+        len(program.operands),
         program.consts, len(program.consts), engine.pointer(program.specials), len(program.specials)))  # fmt: skip
     try:
         for raw, _ in regions:
@@ -282,8 +289,11 @@ def run(
         fault = engine.FaultRecord()
         if lib.ptx_run(handle, ctypes.byref(fault)):
             pc = fault.pc
-            raise PtxFault(kernel, fault.kind.decode(), fault.text.decode(), int(program.insns["line"][pc]), program.opcodes[pc], _source(program, pc),
-                           tuple(fault.block), tuple(fault.thread))  # fmt: skip
+            kind, text = fault.kind.decode(), fault.text.decode()
+            line, source = int(program.insns["line"][pc]), _source(program, pc)
+            raise PtxFault(
+                kernel, kind, text, line, program.opcodes[pc], source, tuple(fault.block), tuple(fault.thread)
+            )
         return _report(lib, handle, program, grid, block, shared, regions)
     finally:
         lib.ptx_destroy(handle)

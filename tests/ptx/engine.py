@@ -22,15 +22,18 @@ FLAGS = ["-std=c++17", "-O3", "-march=native", "-fPIC", "-ffp-contract=off", "-f
 
 class Region(ctypes.Structure):
     _fields_ = [
-        ("base", ctypes.c_uint64), ("size", ctypes.c_uint64), ("data", ctypes.c_void_p), ("initial_state", ctypes.c_void_p),
-        ("space", ctypes.c_uint32), ("writable", ctypes.c_uint32), ("track", ctypes.c_uint32), ("name", ctypes.c_char_p),
+        ("base", ctypes.c_uint64), ("size", ctypes.c_uint64), ("data", ctypes.c_void_p), ("initial_state",
+        ctypes.c_void_p),
+        ("space", ctypes.c_uint32), ("writable", ctypes.c_uint32), ("track", ctypes.c_uint32), ("name",
+        ctypes.c_char_p),
     ]  # fmt: skip
 
 
 class Launch(ctypes.Structure):
     _fields_ = [("grid", ctypes.c_uint32 * 3), ("block", ctypes.c_uint32 * 3)]
     _fields_ += [(name, ctypes.c_uint32) for name in (
-        "file_bytes", "nregs", "local_bytes", "static_shared", "total_shared", "shift_shared", "shift_global", "sms", "resident",
+        "file_bytes", "nregs", "local_bytes", "static_shared", "total_shared", "shift_shared", "shift_global",
+        "sms", "resident",
         "cooperative", "uses_wgmma", "uses_async", "envreg1", "envreg2")]  # fmt: skip
     _fields_ += [("seed", ctypes.c_uint64)]
 
@@ -97,7 +100,7 @@ def _build(gxx: str, files: list[Path], path: Path):
                 raise RuntimeError(f"g++ failed on {source.name}:\n{done.stderr[-4000:]}")
 
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            list(pool.map(compile_one, zip(files, objects)))
+            list(pool.map(compile_one, zip(files, objects, strict=True)))
         shared = Path(tmp) / "engine.so"
         subprocess.run([gxx, "-shared", "-o", str(shared), *map(str, objects)], check=True)
         os.replace(shared, path)  # atomic: parallel test processes may build at once

@@ -1,4 +1,4 @@
-"""Runs the launches of Triton code on CPU tensors: `kernel[grid](...)` goes to the interpreter while a context is open."""
+"""Runs the launches of Triton code on CPU tensors: `kernel[grid](...)` goes to the interpreter inside a context."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from .report import Report
 
 @contextlib.contextmanager
 def triton_launches(arch: int = 80, **run_options):
-    """While open, launches of @triton.jit functions compile for sm_<arch> and run here; yields the list of their reports.
+    """While open, launches of @triton.jit functions compile for sm_<arch> and run here; yields the list of their
+    reports.
 
-    The code around the kernels (grids, options, scratch tensors) runs as it is, on CPU tensors. run_options go to run().
+    The code around the kernels (grids, options, scratch tensors) runs as it is, on CPU tensors. run_options go to
+    run().
     """
     from triton.runtime.jit import JITFunction
 

@@ -1,4 +1,4 @@
-"""What a streaming multiprocessor of each target holds (CUDA C++ Programming Guide, compute capabilities), and occupancy."""
+"""What a multiprocessor of each target holds (CUDA C++ Programming Guide, compute capabilities), and occupancy."""
 
 from __future__ import annotations
 
@@ -81,7 +81,8 @@ def registers(ptx: str, kernel: str, target: str) -> int:
 def blocks_per_sm(lim: Limits, threads: int, shared: int, regs: int) -> int:
     """How many blocks a multiprocessor holds at once."""
     warps = -(-threads // 32)
-    # registers are allotted to a warp in units of 256; shared memory in units of 128 bytes, and 1 KiB a block for the system
+    # registers are allotted to a warp in units of 256; shared memory in units of 128 bytes, and 1 KiB a block for
+    # the system
     by_registers = lim.registers_per_sm // (-(-regs * 32 // 256) * 256 * warps) if regs else lim.blocks_per_sm
     by_shared = lim.shared_per_sm // (-(-(shared + 1024) // 128) * 128)
     return min(lim.blocks_per_sm, lim.warps_per_sm // warps, by_registers, by_shared)

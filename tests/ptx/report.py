@@ -56,7 +56,9 @@ class Line:
 
 @dataclass
 class RegionTraffic:
-    """32-byte sectors of one argument or variable that were touched at least once, and bytes of an Out left unwritten."""
+    """32-byte sectors of one argument or variable that were touched at least once, and bytes of an Out left
+    unwritten.
+    """
 
     name: str
     size: int
@@ -134,7 +136,8 @@ class Report:
             f"  {self.warp_instructions:,} warp instructions, {self.thread_instructions:,} thread instructions",
             *(f"    {count:>12,}  {name}" for name, count in sorted(self.by_class.items(), key=lambda kv: -kv[1])),
             f"  tensor operations {self.tensor_flops:,} flop",
-            f"  global memory: {self.global_bytes:,} bytes in {self.global_sectors:,} sectors, {self.l2_unique_bytes:,} bytes unique",
+            f"  global memory: {self.global_bytes:,} bytes in {self.global_sectors:,} sectors, "
+            f"{self.l2_unique_bytes:,} bytes unique",
             *(
                 f"    {r.name}: read {r.bytes_read:,}, written {r.bytes_written:,} of {r.size:,} bytes"
                 for r in self.regions

@@ -7,12 +7,15 @@ import random
 import torch
 
 from .driver import Out, run
-from .parser import type_size
+from .syntax import type_size
 
 TORCH = {
-    "u8": torch.uint8, "s8": torch.int8, "b8": torch.uint8, "u16": torch.uint16, "s16": torch.int16, "b16": torch.uint16, "u32": torch.uint32,
-    "s32": torch.int32, "b32": torch.uint32, "u64": torch.uint64, "s64": torch.int64, "b64": torch.uint64, "f16": torch.float16,
-    "bf16": torch.bfloat16, "f32": torch.float32, "f64": torch.float64, "f16x2": torch.uint32, "bf16x2": torch.uint32, "tf32": torch.uint32,
+    "u8": torch.uint8, "s8": torch.int8, "b8": torch.uint8, "u16": torch.uint16, "s16": torch.int16,
+    "b16": torch.uint16, "u32": torch.uint32,
+    "s32": torch.int32, "b32": torch.uint32, "u64": torch.uint64, "s64": torch.int64, "b64": torch.uint64,
+    "f16": torch.float16,
+    "bf16": torch.bfloat16, "f32": torch.float32, "f64": torch.float64, "f16x2": torch.uint32,
+    "bf16x2": torch.uint32, "tf32": torch.uint32,
     "f32x2": torch.uint64, "u16x2": torch.uint32, "s16x2": torch.uint32, "pred": torch.uint8,
 }  # fmt: skip
 

@@ -10,8 +10,10 @@ import torch
 SWIZZLES = {0: 0, 32: 1, 64: 2, 128: 3}
 # the numbering of tensormap.replace's elemtype
 ELEMENT_TYPES = {
-    torch.uint8: 0, torch.int8: 0, torch.float8_e4m3fn: 0, torch.float8_e5m2: 0, torch.uint16: 1, torch.int16: 1, torch.uint32: 2,
-    torch.int32: 3, torch.uint64: 4, torch.int64: 5, torch.float16: 6, torch.float32: 7, torch.float64: 9, torch.bfloat16: 10,
+    torch.uint8: 0, torch.int8: 0, torch.float8_e4m3fn: 0, torch.float8_e5m2: 0, torch.uint16: 1, torch.int16: 1,
+    torch.uint32: 2,
+    torch.int32: 3, torch.uint64: 4, torch.int64: 5, torch.float16: 6, torch.float32: 7, torch.float64: 9,
+    torch.bfloat16: 10,
 }  # fmt: skip
 
 

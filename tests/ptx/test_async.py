@@ -31,7 +31,8 @@ def test_cp_async_sizes_and_zero_fill(size):
     body = f"""{loads("a", "b", "n")} ld.param.u64 %p2, [n]; mad.wide.u32 %p2, %r0, 4, %p2; ld.global.u32 %r3, [%p2];
         mad.wide.u32 %p3, %r0, {size}, %p0; mov.u32 %r1, room; mad.lo.u32 %r2, %r0, {size}, %r1;
         cp.async.{cache}.shared.global [%r2], [%p3], {size}, %r3; cp.async.commit_group;
-        setp.ge.u32 %q0, %r0, 16; cp.async.{cache}.shared.global.L2::128B [%r2+1024], [%p3], {size}, %q0; cp.async.commit_group;
+        setp.ge.u32 %q0, %r0, 16; cp.async.{cache}.shared.global.L2::128B [%r2+1024], [%p3], {size}, %q0;
+        cp.async.commit_group;
         cp.async.wait_group 1; ld.shared.u32 %r5, [%r2]; cp.async.wait_all; ld.shared.u32 %r6, [%r2+1024];
         mad.wide.u32 %p4, %r0, 8, %p1; st.global.v2.u32 [%p4], {{%r5, %r6}};"""
     x = torch.arange(1, 32 * size + 1, dtype=torch.uint8)
@@ -47,7 +48,8 @@ def test_cp_async_sizes_and_zero_fill(size):
 
 def test_cp_async_completes_on_an_mbarrier():
     """cp.async.mbarrier.arrive.noinc: those who wait on the mbarrier see the copies of all warps."""
-    body = f"""{loads("a", "b")} mov.u32 %r1, room; setp.eq.u32 %q0, %r0, 0; @%q0 mbarrier.init.shared.b64 [%r1], 64; bar.sync 0;
+    body = f"""{loads("a", "b")} mov.u32 %r1, room; setp.eq.u32 %q0, %r0, 0;
+    @%q0 mbarrier.init.shared.b64 [%r1], 64; bar.sync 0;
         mad.wide.u32 %p2, %r0, 16, %p0; mad.lo.u32 %r2, %r0, 16, %r1;
         cp.async.cg.shared.global [%r2+16], [%p2], 16; cp.async.mbarrier.arrive.noinc.shared.b64 [%r1];
         {WAIT.format(n=0, bar="%r1", parity=0)}
@@ -61,7 +63,8 @@ def test_cp_async_completes_on_an_mbarrier():
 def test_mbarrier_phases():
     """arrive gives the phase's token, test_wait with it or with the parity; counts, drops and expect_tx as defined."""
     body = """mov.u32 %r1, room; ld.param.u64 %p0, [o]; mbarrier.init.shared.b64 [%r1], 3;
-        mbarrier.arrive.noComplete.shared.b64 %p1, [%r1], 2; mbarrier.test_wait.shared.b64 %q0, [%r1], %p1; selp.b32 %r2, 1, 0, %q0;
+        mbarrier.arrive.noComplete.shared.b64 %p1, [%r1], 2; mbarrier.test_wait.shared.b64 %q0, [%r1], %p1;
+        selp.b32 %r2, 1, 0, %q0;
         mbarrier.arrive.shared.b64 _, [%r1]; mbarrier.test_wait.shared.b64 %q0, [%r1], %p1; selp.b32 %r3, 1, 0, %q0;
         mbarrier.test_wait.parity.shared.b64 %q0, [%r1], 0; selp.b32 %r4, 1, 0, %q0;
         mbarrier.test_wait.parity.shared.b64 %q0, [%r1], 1; selp.b32 %r5, 1, 0, %q0;
@@ -70,7 +73,8 @@ def test_mbarrier_phases():
         mbarrier.arrive.shared.b64 %p3, [%r1], 2; mbarrier.try_wait.shared.b64 %q0, [%r1], %p3; selp.b32 %r7, 1, 0, %q0;
         mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%r1], 8; mbarrier.arrive.shared.b64 %p4, [%r1], 2;
         mbarrier.test_wait.shared.b64 %q0, [%r1], %p4; selp.b32 %r8, 1, 0, %q0;
-        mbarrier.complete_tx.relaxed.cta.shared::cta.b64 [%r1], 8; mbarrier.test_wait.shared.b64 %q0, [%r1], %p4; selp.b32 %r9, 1, 0, %q0;
+        mbarrier.complete_tx.relaxed.cta.shared::cta.b64 [%r1], 8; mbarrier.test_wait.shared.b64 %q0, [%r1], %p4;
+        selp.b32 %r9, 1, 0, %q0;
         mbarrier.inval.shared.b64 [%r1];
         st.global.v4.u32 [%p0], {%r2, %r3, %r4, %r5}; st.global.v4.u32 [%p0+16], {%r6, %r7, %r8, %r9};"""
     out = torch.zeros(8, dtype=torch.int32)
@@ -85,7 +89,8 @@ def test_bulk_copies():
         mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r1], 256;
         cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r1+128], [%p0], 256, [%r1];
         GO: bar.sync 0; {WAIT.format(n=0, bar="%r1", parity=0)}
-        mad.lo.u32 %r2, %r0, 4, %r1; ld.shared.f32 %f0, [%r2+128]; add.f32 %f0, %f0, 0f3F800000; st.shared.f32 [%r2+128], %f0;
+        mad.lo.u32 %r2, %r0, 4, %r1; ld.shared.f32 %f0, [%r2+128]; add.f32 %f0, %f0, 0f3F800000;
+        st.shared.f32 [%r2+128], %f0;
         fence.proxy.async; bar.sync 0; @!%q0 ret;
         cp.async.bulk.global.shared::cta.bulk_group [%p1], [%r1+128], 256;
         cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%p2], [%r1+128], 256;
@@ -117,13 +122,17 @@ def test_tensor_copies(span, shape, box, at):
     count = torch.Size(box).numel()
     image = torch.zeros(count, dtype=torch.int16)
     coords = "{" + ", ".join(str(c) for c in reversed(at)) + "}"
-    body = f"""ld.param.u64 %p2, [image]; mov.u64 %p0, source; mov.u64 %p1, target; mov.u32 %r1, room; setp.eq.u32 %q0, %r0, 0; @!%q0 bra GO;
+    body = f"""ld.param.u64 %p2, [image]; mov.u64 %p0, source; mov.u64 %p1, target; mov.u32 %r1, room;
+    setp.eq.u32 %q0, %r0, 0; @!%q0 bra GO;
         prefetch.tensormap [%p0];
-        mbarrier.init.shared::cta.b64 [%r1+8192], 1; mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r1+8192], {2 * count};
-        cp.async.bulk.tensor.{rank}d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%r1], [%p0, {coords}], [%r1+8192];
+        mbarrier.init.shared::cta.b64 [%r1+8192], 1;
+        mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r1+8192], {2 * count};
+        cp.async.bulk.tensor.{rank}d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%r1], [%p0,
+        {coords}], [%r1+8192];
         GO: bar.sync 0; {WAIT.format(n=0, bar="%r1+8192", parity=0)}
         COPY: mad.lo.u32 %r2, %r0, 16, %r1; setp.ge.u32 %q1, %r0, {count // 8}; @%q1 bra END;
-        ld.shared.v4.b32 {{%r4, %r5, %r6, %r7}}, [%r2]; mad.wide.u32 %p3, %r0, 16, %p2; st.global.v4.b32 [%p3], {{%r4, %r5, %r6, %r7}};
+        ld.shared.v4.b32 {{%r4, %r5, %r6, %r7}}, [%r2]; mad.wide.u32 %p3, %r0, 16, %p2;
+        st.global.v4.b32 [%p3], {{%r4, %r5, %r6, %r7}};
         END: @!%q0 ret;
         cp.async.bulk.tensor.{rank}d.global.shared::cta.tile.bulk_group [%p1, {coords}], [%r1];
         cp.async.bulk.commit_group; cp.async.bulk.wait_group 0;"""
@@ -142,9 +151,11 @@ def test_tensor_copies(span, shape, box, at):
 
 def test_tensor_reduction():
     x = torch.ones(8, 32)
-    body = """mov.u64 %p0, target; mov.u32 %r1, room; cvt.rn.f32.u32 %f0, %r0; mad.lo.u32 %r2, %r0, 4, %r1; st.shared.f32 [%r2], %f0;
+    body = """mov.u64 %p0, target; mov.u32 %r1, room; cvt.rn.f32.u32 %f0, %r0; mad.lo.u32 %r2, %r0, 4, %r1;
+    st.shared.f32 [%r2], %f0;
         fence.proxy.async.shared::cta; bar.sync 0; setp.eq.u32 %q0, %r0, 0; @!%q0 ret;
-        cp.reduce.async.bulk.tensor.2d.global.shared::cta.add.tile.bulk_group [%p0, {0, 1}], [%r1]; cp.async.bulk.commit_group; cp.async.bulk.wait_group 0;"""
+        cp.reduce.async.bulk.tensor.2d.global.shared::cta.add.tile.bulk_group [%p0, {0, 1}], [%r1];
+        cp.async.bulk.commit_group; cp.async.bulk.wait_group 0;"""
     run(kernel([".param .align 64 .b8 target[128]"], body, 1024), "k", 1, 128, 0, [TensorMap(x, (4, 32))])
     assert torch.equal(x[1:5].flatten(), 1 + torch.arange(128.0))
     assert (x[0] == 1).all()
@@ -156,32 +167,39 @@ def test_tensormap_replace():
     x, out = torch.arange(40.0).view(5, 8), torch.zeros(4, 4)
     scratch = torch.zeros(256, dtype=torch.uint8)[:128]
     fields = [
-        ("global_address", "b64", "%p0"), ("rank", "b32", "1"), ("box_dim", "b32", "0, 4"), ("box_dim", "b32", "1, 4"), ("global_dim", "b32", "0, 8"),
-        ("global_dim", "b32", "1, 5"), ("global_stride", "b64", "0, 32"), ("element_stride", "b32", "0, 1"), ("element_stride", "b32", "1, 1"),
-        ("elemtype", "b32", "7"), ("interleave_layout", "b32", "0"), ("swizzle_mode", "b32", "0"), ("fill_mode", "b32", "0"),
+        ("global_address", "b64", "%p0"), ("rank", "b32", "1"), ("box_dim", "b32", "0, 4"), ("box_dim", "b32",
+        "1, 4"), ("global_dim", "b32", "0, 8"),
+        ("global_dim", "b32", "1, 5"), ("global_stride", "b64", "0, 32"), ("element_stride", "b32", "0, 1"),
+        ("element_stride", "b32", "1, 1"),
+        ("elemtype", "b32", "7"), ("interleave_layout", "b32", "0"), ("swizzle_mode", "b32", "0"), ("fill_mode",
+        "b32", "0"),
     ]  # fmt: skip
     replaced = "".join(f"tensormap.replace.tile.{f}.shared::cta.b1024.{t} [%p3], {v};" for f, t, v in fields)
-    body = f"""{loads("a", "b", "m")} mov.u32 %r1, room; mad.lo.u32 %r2, %r0, 4, %r1; st.shared.u32 [%r2], 0; bar.warp.sync -1;
+    body = f"""{loads("a", "b", "m")} mov.u32 %r1, room; mad.lo.u32 %r2, %r0, 4, %r1; st.shared.u32 [%r2], 0;
+    bar.warp.sync -1;
         cvt.u64.u32 %p3, %r1; setp.eq.u32 %q0, %r0, 0; @!%q0 bra MADE; {replaced} MADE: bar.warp.sync -1;
         tensormap.cp_fenceproxy.global.shared::cta.tensormap::generic.release.gpu.sync.aligned [%p2], [%p3], 128;
         fence.proxy.tensormap::generic.acquire.gpu [%p2], 128; @!%q0 bra GO;
         mbarrier.init.shared::cta.b64 [%r1+512], 1; mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r1+512], 64;
         cp.async.bulk.tensor.2d.shared::cta.global.mbarrier::complete_tx::bytes [%r1+256], [%p2, {{2, 3}}], [%r1+512];
         GO: bar.sync 0; {WAIT.format(n=0, bar="%r1+512", parity=0)} setp.lt.u32 %q1, %r0, 16; @!%q1 ret;
-        mad.lo.u32 %r2, %r0, 4, %r1; ld.shared.f32 %f0, [%r2+256]; mad.wide.u32 %p4, %r0, 4, %p1; st.global.f32 [%p4], %f0;"""
+        mad.lo.u32 %r2, %r0, 4, %r1; ld.shared.f32 %f0, [%r2+256]; mad.wide.u32 %p4, %r0, 4, %p1;
+        st.global.f32 [%p4], %f0;"""
     run(kernel(["a", "b", "m"], body, 1024), "k", 1, 32, 0, [x, Out(out), Out(scratch)])
     assert torch.equal(out, torch.cat([x[3:5, 2:6], torch.zeros(2, 4)]))
 
 
 # -- wgmma -----------------------------------------------------------------------------------------------------------
 DTYPES = {
-    "f16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32, "e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2,
+    "f16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32, "e4m3": torch.float8_e4m3fn,
+    "e5m2": torch.float8_e5m2,
     "s8": torch.int8, "u8": torch.uint8,
 }  # fmt: skip
 
 
 def place(x, mn_major, span, base):
-    """Shared-memory bytes of an operand (rows m or n, columns k) in the canonical layouts of 9.7.15.5, and its descriptor.
+    """Shared-memory bytes of an operand (rows m or n, columns k) in the canonical layouts of 9.7.15.5, and its
+    descriptor.
 
     Without swizzle a core matrix of 8 rows of 16 bytes is contiguous; with it, rows of `span` bytes are.
     """
@@ -245,8 +263,10 @@ CASES = [
     for kind, accs in (("f16", ("f32", "f16")), ("bf16", ("f32",)))
     for acc in accs
     for n, source, ta, tb, span in (
-        (8, "shared", 0, 0, 0), (64, "shared", 0, 0, 32), (128, "shared", 0, 0, 128), (64, "shared", 1, 1, 128), (32, "shared", 1, 0, 64),
-        (16, "shared", 1, 1, 32), (64, "shared", 0, 1, 64), (8, "shared", 1, 1, 0), (256, "registers", 0, 1, 128), (24, "registers", 0, 0, 64),
+        (8, "shared", 0, 0, 0), (64, "shared", 0, 0, 32), (128, "shared", 0, 0, 128), (64, "shared", 1, 1, 128),
+        (32, "shared", 1, 0, 64),
+        (16, "shared", 1, 1, 32), (64, "shared", 0, 1, 64), (8, "shared", 1, 1, 0), (256, "registers", 0, 1, 128),
+        (24, "registers", 0, 0, 64),
     )
 ]  # fmt: skip
 CASES += [("tf32", "tf32", 32, "f32", s, 0, 0, span) for s in ("shared", "registers") for span in (0, 32, 64, 128)]
@@ -286,13 +306,15 @@ def test_wgmma(a_kind, b_kind, n, acc, source, trans_a, trans_b, span):
         for tail, scale in forms
     )
     body = f"""{loads("image", "out", "frag")} ld.param.u64 %p6, [frag]; mov.u32 %r1, room; .reg .b32 %d<{regs}>;
-        mov.u32 %r2, %r0; FILL: mad.wide.u32 %p3, %r2, 16, %p0; ld.global.v4.b32 {{%r4,%r5,%r6,%r7}}, [%p3]; mad.lo.u32 %r3, %r2, 16, %r1;
+        mov.u32 %r2, %r0; FILL: mad.wide.u32 %p3, %r2, 16, %p0; ld.global.v4.b32 {{%r4,%r5,%r6,%r7}}, [%p3];
+        mad.lo.u32 %r3, %r2, 16, %r1;
         st.shared.v4.b32 [%r3], {{%r4,%r5,%r6,%r7}}; add.u32 %r2, %r2, 128; setp.lt.u32 %q0, %r2, 3072; @%q0 bra FILL;
         fence.proxy.async; bar.sync 0; mov.u64 %p4, {descriptor_a}; mov.u64 %p5, {descriptor_b};
         mad.wide.u32 %p3, %r0, 16, %p6; ld.global.v4.b32 {{%r4,%r5,%r6,%r7}}, [%p3];
         setp.ne.u32 %q1, 1, 0; setp.eq.u32 %q2, 1, 0; wgmma.fence.sync.aligned;
         {multiplies} wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0;
-        mad.wide.u32 %p3, %r0, {4 * regs}, %p1; {"".join(f"st.global.b32 [%p3+{4 * i}], %d{i};" for i in range(regs))}"""
+        mad.wide.u32 %p3, %r0, {4 * regs}, %p1;
+        {"".join(f"st.global.b32 [%p3+{4 * i}], %d{i};" for i in range(regs))}"""
     per = 4 // a.element_size()
     fragment = a_fragment(a, per, k)
     dtype = {"f32": torch.float32, "f16": torch.float16, "s32": torch.int32}[acc]

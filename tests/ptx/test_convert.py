@@ -111,7 +111,10 @@ def test_round_to_integral_and_saturate():
 def test_packed_conversions():
     a, b = numbers("f32", 0), numbers("f32", 1)
     for kind in ("f16", "bf16"):
-        body = f"cvt.rn.{kind}x2.f32 %o0, %i0, %i1; cvt.rz.{kind}x2.f32 %o1, %i0, %i1; cvt.rn.relu.{kind}x2.f32 %o2, %i0, %i1;"
+        body = (
+            f"cvt.rn.{kind}x2.f32 %o0, %i0, %i1; cvt.rz.{kind}x2.f32 %o1, %i0, %i1; "
+            f"cvt.rn.relu.{kind}x2.f32 %o2, %i0, %i1;"
+        )
         outs = evaluate(body, [("f32", a), ("f32", b)], [f"{kind}x2"] * 3)
         for out, mode, relu in zip(outs, ("rn", "rz", "rn"), (False, False, True), strict=True):
             low, high = out.view(TORCH[kind]).view(-1, 2).double().unbind(1)
@@ -171,7 +174,8 @@ def test_cvt_pack(kind):
 
 
 COMPARE = {
-    "eq": lambda a, b: a == b, "ne": lambda a, b: a != b, "lt": lambda a, b: a < b, "le": lambda a, b: a <= b, "gt": lambda a, b: a > b,
+    "eq": lambda a, b: a == b, "ne": lambda a, b: a != b, "lt": lambda a, b: a < b, "le": lambda a, b: a <= b,
+    "gt": lambda a, b: a > b,
     "ge": lambda a, b: a >= b,
 }  # fmt: skip
 
@@ -184,7 +188,10 @@ def test_integer_comparison(kind):
     inputs = [(kind, from_ints(v, kind)) for v in (a, b)]
     for name, f in COMPARE.items():
         want = [f(x, y) for x, y in zip(a, b, strict=True)]
-        body = f"setp.{name}.{kind} %o0, %i0, %i1; set.{name}.u32.{kind} %o1, %i0, %i1; set.{name}.f32.{kind} %o2, %i0, %i1;"
+        body = (
+            f"setp.{name}.{kind} %o0, %i0, %i1; set.{name}.u32.{kind} %o1, %i0, %i1; "
+            f"set.{name}.f32.{kind} %o2, %i0, %i1;"
+        )
         p, ones, floats = evaluate(body, inputs, ["pred", "u32", "f32"])
         assert [bool(v) for v in p.tolist()] == want
         assert ones.tolist() == [0xFFFFFFFF if w else 0 for w in want]
@@ -270,7 +277,8 @@ def test_mov_packs_and_unpacks():
     inputs = [("b32", from_ints(a, "b32")), ("b32", from_ints(b, "b32"))]
     body = (
         "mov.b64 %o0, {%i0, %i1}; .reg .b16 %w<4>; mov.b64 {%w0, %w1, %w2, %w3}, %o0; mov.b32 %o1, {%w3, %w0};"
-        ".reg .b128 %big; .reg .b64 %lo; mov.b128 %big, {%o0, 7}; mov.b128 {%lo, _}, %big; mov.u64 %o2, %lo; mov.pred %o3, -1;"
+        ".reg .b128 %big; .reg .b64 %lo; mov.b128 %big, {%o0, 7}; mov.b128 {%lo, _}, %big; mov.u64 %o2, %lo; "
+        "mov.pred %o3, -1;"
     )
     whole, mixed, low, true = evaluate(body, inputs, ["b64", "b32", "b64", "pred"])
     assert to_ints(whole, "b64") == [x | y << 32 for x, y in zip(a, b, strict=True)]

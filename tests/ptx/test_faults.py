@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from . import In, LaunchError, Out, PtxFault, TensorMap, Unsupported, compile_cuda, run
+from . import PtxFault, compile_cuda, run
 
 HEAD = ".version 8.8\n.target sm_90a\n.address_size 64\n"
 
@@ -13,7 +13,8 @@ def kernel(body, shared=4096, params=("a", "b")):
     loads = "".join(f"ld.param.u64 %p{i}, [{p}];" for i, p in enumerate(params) if not p.startswith("."))
     return f"""{HEAD}.visible .entry k({listed}) {{ .shared .align 1024 .b8 room[{shared}]; .local .align 8 .b8 own[16];
         .reg .b64 %p<16>; .reg .b32 %r<64>; .reg .f32 %f<8>; .reg .pred %q<8>; .reg .b16 %h<4>;
-        mov.u32 %r0, %tid.x; mov.u32 %r1, room; mad.lo.u32 %r2, %r0, 4, %r1; setp.eq.u32 %q0, %r0, 0; mov.u32 %r3, %ctaid.x;
+        mov.u32 %r0, %tid.x; mov.u32 %r1, room; mad.lo.u32 %r2, %r0, 4, %r1; setp.eq.u32 %q0, %r0, 0;
+        mov.u32 %r3, %ctaid.x;
         {loads} mad.wide.u32 %p8, %r0, 4, %p0; {body} ret; }}"""
 
 
@@ -78,26 +79,34 @@ PAIRS = {
         "ld.global.u32 %r5, [%p9];",
         "mov.u64 %p9, %p0; ld.global.u32 %r5, [%p9];",
     ),
-    "guard never written": ("uninitialised register", "@%q5 mov.u32 %r4, 7;", "setp.eq.u32 %q5, 1, 1; @%q5 mov.u32 %r4, 7;"),
+    "guard never written": ("uninitialised register", "@%q5 mov.u32 %r4, 7;",
+    "setp.eq.u32 %q5, 1, 1; @%q5 mov.u32 %r4, 7;"),
     "undefined value through shared memory": (
         "uninitialised register",
         "st.shared.u32 [%r2], %r9; ld.shared.u32 %r4, [%r2]; st.global.u32 [%p8], %r4;",
-        "st.shared.u32 [%r2], %r9; ld.shared.u32 %r4, [%r2]; selp.u32 %r4, %r4, 0, %q0; selp.u32 %r4, 1, %r4, %q0; st.global.u32 [%p8], %r4;",
+        "st.shared.u32 [%r2], %r9; ld.shared.u32 %r4, [%r2]; selp.u32 %r4, %r4, 0, %q0; selp.u32 %r4, 1, %r4, %q0; "
+        "st.global.u32 [%p8], %r4;",
     ),
     "race in shared memory, read after write": (
         "race",
-        "st.shared.u32 [%r2], %r0; xor.b32 %r4, %r0, 32; mad.lo.u32 %r4, %r4, 4, %r1; setp.lt.u32 %q1, %r0, 32; @!%q1 ld.shared.u32 %r5, [%r4];",
-        "st.shared.u32 [%r2], %r0; xor.b32 %r4, %r0, 32; mad.lo.u32 %r4, %r4, 4, %r1; bar.sync 0; ld.shared.u32 %r5, [%r4];",
+        "st.shared.u32 [%r2], %r0; xor.b32 %r4, %r0, 32; mad.lo.u32 %r4, %r4, 4, %r1; setp.lt.u32 %q1, %r0, 32; "
+        "@!%q1 ld.shared.u32 %r5, [%r4];",
+        "st.shared.u32 [%r2], %r0; xor.b32 %r4, %r0, 32; mad.lo.u32 %r4, %r4, 4, %r1; bar.sync 0; "
+        "ld.shared.u32 %r5, [%r4];",
     ),
     "race in shared memory, write after read": (
         "race",
-        "st.shared.u32 [%r2], %r0; bar.sync 0; ld.shared.u32 %r5, [%r1]; setp.eq.u32 %q1, %r0, 32; @%q1 st.shared.u32 [%r1], 5;",
-        "st.shared.u32 [%r2], %r0; bar.sync 0; ld.shared.u32 %r5, [%r1]; bar.sync 0; setp.eq.u32 %q1, %r0, 32; @%q1 st.shared.u32 [%r1], 5;",
+        "st.shared.u32 [%r2], %r0; bar.sync 0; ld.shared.u32 %r5, [%r1]; setp.eq.u32 %q1, %r0, 32; "
+        "@%q1 st.shared.u32 [%r1], 5;",
+        "st.shared.u32 [%r2], %r0; bar.sync 0; ld.shared.u32 %r5, [%r1]; bar.sync 0; setp.eq.u32 %q1, %r0, 32; "
+        "@%q1 st.shared.u32 [%r1], 5;",
     ),
     "race of bytes in one word": (
         "race",
-        "shr.u32 %r4, %r0, 5; add.u32 %r4, %r4, %r1; cvt.u16.u32 %h0, %r0; mov.u32 %r5, 31; and.b32 %r5, %r5, %r0; setp.eq.u32 %q1, %r5, 0; @%q1 st.shared.u16 [%r1], %h0;",
-        "shr.u32 %r4, %r0, 5; mad.lo.u32 %r4, %r4, 2, %r1; cvt.u16.u32 %h0, %r0; mov.u32 %r5, 31; and.b32 %r5, %r5, %r0; setp.eq.u32 %q1, %r5, 0; @%q1 st.shared.u16 [%r4], %h0;",
+        "shr.u32 %r4, %r0, 5; add.u32 %r4, %r4, %r1; cvt.u16.u32 %h0, %r0; mov.u32 %r5, 31; and.b32 %r5, %r5, %r0; "
+        "setp.eq.u32 %q1, %r5, 0; @%q1 st.shared.u16 [%r1], %h0;",
+        "shr.u32 %r4, %r0, 5; mad.lo.u32 %r4, %r4, 2, %r1; cvt.u16.u32 %h0, %r0; mov.u32 %r5, 31; "
+        "and.b32 %r5, %r5, %r0; setp.eq.u32 %q1, %r5, 0; @%q1 st.shared.u16 [%r4], %h0;",
     ),
     "race of an atomic and a plain access": (
         "race",
@@ -106,8 +115,10 @@ PAIRS = {
     ),
     "named barrier that leaves a warp out": (
         "race",
-        "st.shared.u32 [%r2], %r0; setp.ge.u32 %q1, %r0, 64; @%q1 bra OUT; bar.sync 1, 64; OUT: xor.b32 %r4, %r0, 64; mad.lo.u32 %r4, %r4, 4, %r1; ld.shared.u32 %r5, [%r4];",
-        "st.shared.u32 [%r2], %r0; setp.ge.u32 %q1, %r0, 64; @%q1 bra OUT; bar.sync 1, 64; OUT: bar.sync 0; xor.b32 %r4, %r0, 64; mad.lo.u32 %r4, %r4, 4, %r1; ld.shared.u32 %r5, [%r4];",
+        "st.shared.u32 [%r2], %r0; setp.ge.u32 %q1, %r0, 64; @%q1 bra OUT; bar.sync 1, 64; "
+        "OUT: xor.b32 %r4, %r0, 64; mad.lo.u32 %r4, %r4, 4, %r1; ld.shared.u32 %r5, [%r4];",
+        "st.shared.u32 [%r2], %r0; setp.ge.u32 %q1, %r0, 64; @%q1 bra OUT; bar.sync 1, 64; OUT: bar.sync 0; "
+        "xor.b32 %r4, %r0, 64; mad.lo.u32 %r4, %r4, 4, %r1; ld.shared.u32 %r5, [%r4];",
     ),
     "barrier reached by part of the block": (
         "barrier reached by part of the block",
@@ -127,7 +138,8 @@ PAIRS = {
     "shuffle by part of the mask's lanes": (
         "warp operation by part of a warp",
         "@%q0 bra OUT; shfl.sync.idx.b32 %r4, %r0, 0, 31, -1; OUT:",
-        "and.b32 %r5, %r0, 31; setp.eq.u32 %q1, %r5, 0; @%q1 bra OUT; shfl.sync.idx.b32 %r4, %r0, 1, 31, 0xfffffffe; OUT:",
+        "and.b32 %r5, %r0, 31; setp.eq.u32 %q1, %r5, 0; @%q1 bra OUT; "
+        "shfl.sync.idx.b32 %r4, %r0, 1, 31, 0xfffffffe; OUT:",
     ),
     "shuffle by a lane outside the mask": (
         "warp operation by part of a warp",
@@ -136,8 +148,10 @@ PAIRS = {
     ),
     "shuffle from a lane that takes no part": (
         "warp operation by part of a warp",
-        "and.b32 %r5, %r0, 31; setp.eq.u32 %q1, %r5, 0; @%q1 bra OUT; shfl.sync.idx.b32 %r4, %r0, 0, 31, 0xfffffffe; OUT:",
-        "and.b32 %r5, %r0, 31; setp.eq.u32 %q1, %r5, 0; @%q1 bra OUT; shfl.sync.idx.b32 %r4, %r0, 5, 31, 0xfffffffe; OUT:",
+        "and.b32 %r5, %r0, 31; setp.eq.u32 %q1, %r5, 0; @%q1 bra OUT; "
+        "shfl.sync.idx.b32 %r4, %r0, 0, 31, 0xfffffffe; OUT:",
+        "and.b32 %r5, %r0, 31; setp.eq.u32 %q1, %r5, 0; @%q1 bra OUT; "
+        "shfl.sync.idx.b32 %r4, %r0, 5, 31, 0xfffffffe; OUT:",
     ),
     "vote after some lanes left": (
         "warp operation by part of a warp",
@@ -152,19 +166,24 @@ PAIRS = {
     "spin on a flag that nobody sets": (
         "deadlock",
         "SPIN: ld.volatile.global.u32 %r4, [%p0]; setp.eq.u32 %q1, %r4, 0; @%q1 bra SPIN;",
-        "@%q0 atom.global.exch.b32 %r5, [%p0], 1; SPIN: ld.volatile.global.u32 %r4, [%p0]; setp.eq.u32 %q1, %r4, 0; @%q1 bra SPIN;",
+        "@%q0 atom.global.exch.b32 %r5, [%p0], 1; SPIN: ld.volatile.global.u32 %r4, [%p0]; "
+        "setp.eq.u32 %q1, %r4, 0; @%q1 bra SPIN;",
     ),
-    "endless loop": ("deadlock", "AGAIN: add.u32 %r0, %r0, 1; bra.uni AGAIN;", "AGAIN: add.u32 %r0, %r0, 1; setp.lt.u32 %q1, %r0, 100; @%q1 bra AGAIN;"),
+    "endless loop": ("deadlock", "AGAIN: add.u32 %r0, %r0, 1; bra.uni AGAIN;",
+    "AGAIN: add.u32 %r0, %r0, 1; setp.lt.u32 %q1, %r0, 100; @%q1 bra AGAIN;"),
     "trap": ("trap", "trap;", ""),
     "cp.async without a wait": (
         "asynchronous operation not waited for",
         "cp.async.ca.shared.global [%r2], [%p8], 4; cp.async.commit_group; ld.shared.u32 %r4, [%r2];",
-        "cp.async.ca.shared.global [%r2], [%p8], 4; cp.async.commit_group; cp.async.wait_group 0; ld.shared.u32 %r4, [%r2];",
+        "cp.async.ca.shared.global [%r2], [%p8], 4; cp.async.commit_group; cp.async.wait_group 0; "
+        "ld.shared.u32 %r4, [%r2];",
     ),
     "cp.async with a wait that leaves its group out": (
         "asynchronous operation not waited for",
-        "cp.async.ca.shared.global [%r2], [%p8], 4; cp.async.commit_group; cp.async.wait_group 1; ld.shared.u32 %r4, [%r2];",
-        "cp.async.ca.shared.global [%r2], [%p8], 4; cp.async.commit_group; cp.async.commit_group; cp.async.wait_group 1; ld.shared.u32 %r4, [%r2];",
+        "cp.async.ca.shared.global [%r2], [%p8], 4; cp.async.commit_group; cp.async.wait_group 1; "
+        "ld.shared.u32 %r4, [%r2];",
+        "cp.async.ca.shared.global [%r2], [%p8], 4; cp.async.commit_group; cp.async.commit_group; "
+        "cp.async.wait_group 1; ld.shared.u32 %r4, [%r2];",
     ),
     "cp.async without a commit": (
         "asynchronous operation not waited for",
@@ -173,13 +192,17 @@ PAIRS = {
     ),
     "cp.async of another warp without a barrier": (
         "asynchronous operation not waited for",
-        "cp.async.ca.shared.global [%r2], [%p8], 4; cp.async.wait_all; xor.b32 %r4, %r0, 32; mad.lo.u32 %r4, %r4, 4, %r1; setp.gt.u32 %q1, %r0, 31; @%q1 ld.shared.u32 %r5, [%r4];",
-        "cp.async.ca.shared.global [%r2], [%p8], 4; cp.async.wait_all; bar.sync 0; xor.b32 %r4, %r0, 32; mad.lo.u32 %r4, %r4, 4, %r1; ld.shared.u32 %r5, [%r4];",
+        "cp.async.ca.shared.global [%r2], [%p8], 4; cp.async.wait_all; xor.b32 %r4, %r0, 32; "
+        "mad.lo.u32 %r4, %r4, 4, %r1; setp.gt.u32 %q1, %r0, 31; @%q1 ld.shared.u32 %r5, [%r4];",
+        "cp.async.ca.shared.global [%r2], [%p8], 4; cp.async.wait_all; bar.sync 0; xor.b32 %r4, %r0, 32; "
+        "mad.lo.u32 %r4, %r4, 4, %r1; ld.shared.u32 %r5, [%r4];",
     ),
     "cp.async into a buffer that others still read": (
         "race",
-        "st.shared.u32 [%r2], %r0; bar.sync 0; ld.shared.u32 %r4, [%r1]; setp.eq.u32 %q1, %r0, 32; @%q1 cp.async.ca.shared.global [%r1], [%p8], 4;",
-        "st.shared.u32 [%r2], %r0; bar.sync 0; ld.shared.u32 %r4, [%r1]; bar.sync 0; setp.eq.u32 %q1, %r0, 32; @%q1 cp.async.ca.shared.global [%r1], [%p8], 4;",
+        "st.shared.u32 [%r2], %r0; bar.sync 0; ld.shared.u32 %r4, [%r1]; setp.eq.u32 %q1, %r0, 32; "
+        "@%q1 cp.async.ca.shared.global [%r1], [%p8], 4;",
+        "st.shared.u32 [%r2], %r0; bar.sync 0; ld.shared.u32 %r4, [%r1]; bar.sync 0; setp.eq.u32 %q1, %r0, 32; "
+        "@%q1 cp.async.ca.shared.global [%r1], [%p8], 4;",
     ),
     "mbarrier never initialised": (
         "invalid mbarrier",
@@ -198,20 +221,27 @@ PAIRS = {
     ),
     "mbarrier that nobody completes": (
         "deadlock",
-        "@%q0 mbarrier.init.shared.b64 [%r1], 65; bar.sync 0; mbarrier.arrive.shared.b64 _, [%r1]; W: mbarrier.try_wait.parity.shared.b64 %q1, [%r1], 0; @!%q1 bra W;",
-        "@%q0 mbarrier.init.shared.b64 [%r1], 64; bar.sync 0; mbarrier.arrive.shared.b64 _, [%r1]; W: mbarrier.try_wait.parity.shared.b64 %q1, [%r1], 0; @!%q1 bra W;",
+        "@%q0 mbarrier.init.shared.b64 [%r1], 65; bar.sync 0; mbarrier.arrive.shared.b64 _, [%r1]; "
+        "W: mbarrier.try_wait.parity.shared.b64 %q1, [%r1], 0; @!%q1 bra W;",
+        "@%q0 mbarrier.init.shared.b64 [%r1], 64; bar.sync 0; mbarrier.arrive.shared.b64 _, [%r1]; "
+        "W: mbarrier.try_wait.parity.shared.b64 %q1, [%r1], 0; @!%q1 bra W;",
     ),
     "mbarrier waited for with the wrong parity": (
         "deadlock",
-        "@%q0 mbarrier.init.shared.b64 [%r1+1024], 64; bar.sync 0; st.shared.u32 [%r2], %r0; mbarrier.arrive.shared.b64 _, [%r1+1024];"
-        "W: mbarrier.try_wait.parity.shared.b64 %q1, [%r1+1024], 1; @!%q1 bra W; xor.b32 %r4, %r0, 32; mad.lo.u32 %r4, %r4, 4, %r1; setp.gt.u32 %q2, %r0, 31; @%q2 ld.shared.u32 %r5, [%r4];",
-        "@%q0 mbarrier.init.shared.b64 [%r1+1024], 64; bar.sync 0; st.shared.u32 [%r2], %r0; mbarrier.arrive.shared.b64 _, [%r1+1024];"
-        "W: mbarrier.try_wait.parity.shared.b64 %q1, [%r1+1024], 0; @!%q1 bra W; xor.b32 %r4, %r0, 32; mad.lo.u32 %r4, %r4, 4, %r1; setp.gt.u32 %q2, %r0, 31; @%q2 ld.shared.u32 %r5, [%r4];",
+        "@%q0 mbarrier.init.shared.b64 [%r1+1024], 64; bar.sync 0; st.shared.u32 [%r2], %r0; "
+        "mbarrier.arrive.shared.b64 _, [%r1+1024];"
+        "W: mbarrier.try_wait.parity.shared.b64 %q1, [%r1+1024], 1; @!%q1 bra W; xor.b32 %r4, %r0, 32; "
+        "mad.lo.u32 %r4, %r4, 4, %r1; setp.gt.u32 %q2, %r0, 31; @%q2 ld.shared.u32 %r5, [%r4];",
+        "@%q0 mbarrier.init.shared.b64 [%r1+1024], 64; bar.sync 0; st.shared.u32 [%r2], %r0; "
+        "mbarrier.arrive.shared.b64 _, [%r1+1024];"
+        "W: mbarrier.try_wait.parity.shared.b64 %q1, [%r1+1024], 0; @!%q1 bra W; xor.b32 %r4, %r0, 32; "
+        "mad.lo.u32 %r4, %r4, 4, %r1; setp.gt.u32 %q2, %r0, 31; @%q2 ld.shared.u32 %r5, [%r4];",
     ),
     "bulk copy read without waiting": (
         "asynchronous operation not waited for",
         "@!%q0 bra END; mbarrier.init.shared.b64 [%r1], 1; mbarrier.arrive.expect_tx.shared.b64 _, [%r1], 64;"
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r1+64], [%p0], 64, [%r1]; ld.shared.u32 %r4, [%r1+64]; END:",
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r1+64], [%p0], 64, [%r1]; "
+        "ld.shared.u32 %r4, [%r1+64]; END:",
         "@!%q0 bra END; mbarrier.init.shared.b64 [%r1], 1; mbarrier.arrive.expect_tx.shared.b64 _, [%r1], 64;"
         "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r1+64], [%p0], 64, [%r1];"
         "W: mbarrier.try_wait.parity.shared.b64 %q1, [%r1], 0; @!%q1 bra W; ld.shared.u32 %r4, [%r1+64]; END:",
@@ -219,24 +249,35 @@ PAIRS = {
     "bulk copy with too few bytes expected": (
         "deadlock",
         "@!%q0 bra END; mbarrier.init.shared.b64 [%r1], 1; mbarrier.arrive.expect_tx.shared.b64 _, [%r1], 128;"
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r1+64], [%p0], 64, [%r1]; W: mbarrier.try_wait.parity.shared.b64 %q1, [%r1], 0; @!%q1 bra W; END:",
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r1+64], [%p0], 64, [%r1]; "
+        "W: mbarrier.try_wait.parity.shared.b64 %q1, [%r1], 0; @!%q1 bra W; END:",
         "@!%q0 bra END; mbarrier.init.shared.b64 [%r1], 1; mbarrier.arrive.expect_tx.shared.b64 _, [%r1], 64;"
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r1+64], [%p0], 64, [%r1]; W: mbarrier.try_wait.parity.shared.b64 %q1, [%r1], 0; @!%q1 bra W; END:",
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r1+64], [%p0], 64, [%r1]; "
+        "W: mbarrier.try_wait.parity.shared.b64 %q1, [%r1], 0; @!%q1 bra W; END:",
     ),
     "bulk store without fence.proxy.async": (
         "missing fence.proxy.async",
         "st.shared.u32 [%r2], %r0; bar.sync 0; @%q0 cp.async.bulk.global.shared::cta.bulk_group [%p0], [%r1], 256;",
-        "st.shared.u32 [%r2], %r0; fence.proxy.async; bar.sync 0; @%q0 cp.async.bulk.global.shared::cta.bulk_group [%p0], [%r1], 256;",
+        "st.shared.u32 [%r2], %r0; fence.proxy.async; bar.sync 0; "
+        "@%q0 cp.async.bulk.global.shared::cta.bulk_group [%p0], [%r1], 256;",
     ),
     "shared memory overwritten under a bulk store": (
         "asynchronous operation not waited for",
-        "st.shared.u32 [%r2], %r0; fence.proxy.async; bar.sync 0; @!%q0 bra END; cp.async.bulk.global.shared::cta.bulk_group [%p0], [%r1], 256; cp.async.bulk.commit_group; st.shared.u32 [%r1], 1; END:",
-        "st.shared.u32 [%r2], %r0; fence.proxy.async; bar.sync 0; @!%q0 bra END; cp.async.bulk.global.shared::cta.bulk_group [%p0], [%r1], 256; cp.async.bulk.commit_group; cp.async.bulk.wait_group.read 0; st.shared.u32 [%r1], 1; END:",
+        "st.shared.u32 [%r2], %r0; fence.proxy.async; bar.sync 0; @!%q0 bra END; "
+        "cp.async.bulk.global.shared::cta.bulk_group [%p0], [%r1], 256; cp.async.bulk.commit_group; "
+        "st.shared.u32 [%r1], 1; END:",
+        "st.shared.u32 [%r2], %r0; fence.proxy.async; bar.sync 0; @!%q0 bra END; "
+        "cp.async.bulk.global.shared::cta.bulk_group [%p0], [%r1], 256; cp.async.bulk.commit_group; "
+        "cp.async.bulk.wait_group.read 0; st.shared.u32 [%r1], 1; END:",
     ),
     "result of a bulk store read after waiting for its reads only": (
         "asynchronous operation not waited for",
-        "st.shared.u32 [%r2], %r0; fence.proxy.async; bar.sync 0; @!%q0 bra END; cp.async.bulk.global.shared::cta.bulk_group [%p0], [%r1], 256; cp.async.bulk.commit_group; cp.async.bulk.wait_group.read 0; ld.global.u32 %r4, [%p0]; END:",
-        "st.shared.u32 [%r2], %r0; fence.proxy.async; bar.sync 0; @!%q0 bra END; cp.async.bulk.global.shared::cta.bulk_group [%p0], [%r1], 256; cp.async.bulk.commit_group; cp.async.bulk.wait_group 0; ld.global.u32 %r4, [%p0]; END:",
+        "st.shared.u32 [%r2], %r0; fence.proxy.async; bar.sync 0; @!%q0 bra END; "
+        "cp.async.bulk.global.shared::cta.bulk_group [%p0], [%r1], 256; cp.async.bulk.commit_group; "
+        "cp.async.bulk.wait_group.read 0; ld.global.u32 %r4, [%p0]; END:",
+        "st.shared.u32 [%r2], %r0; fence.proxy.async; bar.sync 0; @!%q0 bra END; "
+        "cp.async.bulk.global.shared::cta.bulk_group [%p0], [%r1], 256; cp.async.bulk.commit_group; "
+        "cp.async.bulk.wait_group 0; ld.global.u32 %r4, [%p0]; END:",
     ),
     "ldmatrix by part of a warp": (
         "warp operation by part of a warp",
@@ -250,8 +291,10 @@ PAIRS = {
     ),
     "mma on an undefined fragment": (
         "uninitialised register",
-        "mov.b32 %r4, 0; mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%r5,%r6,%r7,%r8}, {%r4,%r4}, {%r9}, {%r4,%r4,%r4,%r4};",
-        "mov.b32 %r4, 0; mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%r5,%r6,%r7,%r8}, {%r4,%r4}, {%r4}, {%r4,%r4,%r4,%r4};",
+        "mov.b32 %r4, 0; mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%r5,%r6,%r7,%r8}, {%r4,%r4}, {%r9}, "
+        "{%r4,%r4,%r4,%r4};",
+        "mov.b32 %r4, 0; mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%r5,%r6,%r7,%r8}, {%r4,%r4}, {%r4}, "
+        "{%r4,%r4,%r4,%r4};",
     ),
 }  # fmt: skip
 
@@ -278,7 +321,8 @@ def test_no_fault_without_it(name):
 WGMMA = (
     "mov.u32 %r4, 0; st.shared.u32 [%r2], %r4; st.shared.u32 [%r2+512], %r4; {proxy} bar.sync 0;"
     "mov.b32 %r10, 0; mov.b32 %r11, 0; mov.b32 %r12, 0; mov.b32 %r13, 0; mov.u64 %p9, 0x4000800080000; {fence}"
-    "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {{%r10,%r11,%r12,%r13}}, {{%r20,%r20,%r20,%r20}}, %p9, 1, 1, 1, 0;"
+    "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {{%r10,%r11,%r12,%r13}}, {{%r20,%r20,%r20,%r20}}, %p9, 1, "
+    "1, 1, 0;"
     "wgmma.commit_group.sync.aligned; {use} {wait} {after}"
 )
 WGMMA_PARTS = {
@@ -292,10 +336,12 @@ WGMMA_FAULTS = {
     "result read before the wait": ("asynchronous operation not waited for", {"use": "mov.b32 %r14, %r10;"}),
     "result written before the wait": ("asynchronous operation not waited for", {"use": "mov.b32 %r10, 0;"}),
     "source written before the wait": ("asynchronous operation not waited for", {"use": "mov.b32 %r20, 0;"}),
-    "wait that leaves the group out": ("asynchronous operation not waited for", {"wait": "wgmma.wait_group.sync.aligned 1;"}),
+    "wait that leaves the group out": ("asynchronous operation not waited for",
+    {"wait": "wgmma.wait_group.sync.aligned 1;"}),
     "no wgmma.fence": ("missing wgmma.fence", {"fence": ""}),
     "no fence.proxy.async": ("missing fence.proxy.async", {"proxy": ""}),
-    "operand overwritten before the wait": ("asynchronous operation not waited for", {"use": "st.shared.u32 [%r2], %r4;"}),
+    "operand overwritten before the wait": ("asynchronous operation not waited for",
+    {"use": "st.shared.u32 [%r2], %r4;"}),
 }  # fmt: skip
 
 
@@ -417,140 +463,3 @@ def test_lanes_that_write_one_address_are_reported():
     assert launch("st.shared.u32 [%r1], 5;", block=32).lane_conflicts == []
     ((_, times),) = launch("st.shared.u32 [%r1], %r0;", block=32).lane_conflicts
     assert times == 1
-
-
-# -- arguments -------------------------------------------------------------------------------------------------------
-def test_output_read_before_it_is_written():
-    args = [Out(torch.zeros(256, dtype=torch.int32)), torch.zeros(256, dtype=torch.int32)]
-    with pytest.raises(PtxFault) as caught:
-        launch("ld.global.u32 %r4, [%p8];", args=args)
-    assert caught.value.kind == "uninitialised read"
-    launch("st.global.u32 [%p8], 1; ld.global.u32 %r4, [%p8];", args=args)
-
-
-def test_unwritten_output_is_counted():
-    out = torch.zeros(256, dtype=torch.int32)
-    report = launch("st.global.u32 [%p8], 1;", args=[Out(out), torch.zeros(1)], block=192)
-    assert {r.name: r.bytes_unwritten for r in report.regions}["argument 0 (a)"] == 256
-
-
-def test_write_to_an_input():
-    with pytest.raises(PtxFault) as caught:
-        launch("st.global.u32 [%p8], 1;", args=[In(torch.zeros(256)), torch.zeros(1)])
-    assert caught.value.kind == "write to read-only memory"
-
-
-def test_padding_of_a_strided_view():
-    """Bytes between the rows of a view belong to somebody else."""
-    view = torch.zeros(8, 12, dtype=torch.int32)[:, :8]
-    for body, caught in (
-        ("st.global.u32 [%p0+32], 1;", True),
-        ("ld.global.u32 %r4, [%p0+44];", True),
-        ("st.global.u32 [%p0+48], 1;", False),
-    ):
-        if caught:
-            with pytest.raises(PtxFault, match="between the rows of a strided view"):
-                launch(body, args=[view, view[:1]], block=1)
-        else:
-            launch(body, args=[view, view[:1]], block=1)
-
-
-def test_tensor_map_faults():
-    source = torch.zeros(8, 32)
-    body = """mov.u64 %p9, m; @!%q0 bra END; mbarrier.init.shared.b64 [%r1], 1; mbarrier.arrive.expect_tx.shared.b64 _, [%r1], 512;
-        cp.async.bulk.tensor.2d.shared::cta.global.mbarrier::complete_tx::bytes [%r1+{to}], [%p9, {{0, 0}}], [%r1]; {then} END:"""
-    params = ("a", "b", ".param .align 64 .b8 m[128]")
-    plain = [torch.zeros(64), torch.zeros(64)]
-
-    def go(to=128, then="", box=(4, 32), swizzle=128):
-        launch(body.format(to=to, then=then), args=[*plain, TensorMap(source, box, swizzle)], params=params)
-
-    go()
-    with pytest.raises(PtxFault, match="alignment 128"):
-        go(to=64)
-    with pytest.raises(PtxFault, match="swizzle"):
-        go(swizzle=64)
-    with pytest.raises(PtxFault, match="box dimension 1 is 300"):
-        go(box=(300, 32))
-    with pytest.raises(PtxFault) as caught:
-        go(then="ld.shared.u32 %r4, [%r1+128];")
-    assert caught.value.kind == "asynchronous operation not waited for"
-    with pytest.raises(PtxFault) as caught:  # the barrier does not order the copy
-        launch(
-            body.format(to=128, then="") + "bar.sync 0; ld.shared.u32 %r4, [%r2+128];",
-            args=[*plain, TensorMap(source, (4, 32))],
-            params=params,
-        )
-    assert caught.value.kind == "asynchronous operation not waited for"
-
-
-# -- limits ----------------------------------------------------------------------------------------------------------
-LIMITS = [
-    ("at most 1024", {"block": 1025}),
-    ("at most 232448", {"dynamic": 232448}),
-    ("at most 49152", {"static": 49153}),
-    ("a cooperative grid of 9 blocks, but 1 multiprocessors hold 8", {"cooperative": True, "grid": 9, "sms": 1, "registers": 128}),
-    ("hold 1 ", {"cooperative": True, "grid": 2, "sms": 1, "registers": 32, "dynamic": 120000}),
-    ("takes 2 arguments, 1 given", {"args": [None]}),
-    ("argument 0", {"args": [b"abc", None]}),
-    ("requires", {"directive": ".reqntid 32, 1, 1"}),
-    ("compiled for at most 32", {"directive": ".maxntid 32"}),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("message", "case"), LIMITS, ids=[m for m, _ in LIMITS])
-def test_launch_limits(message, case):
-    text = kernel("", shared=case.get("static", 1024))
-    if "directive" in case:
-        text = text.replace(") { .shared", f") {case['directive']} {{ .shared")
-    options = {k: case[k] for k in ("cooperative", "sms", "registers") if k in case}
-    with pytest.raises(LaunchError, match=message):
-        run(
-            text,
-            "k",
-            case.get("grid", 1),
-            case.get("block", 64),
-            case.get("dynamic", 0),
-            case.get("args", [torch.zeros(64), torch.zeros(64)]),
-            **options,
-        )
-
-
-def test_registers_come_from_the_assembler():
-    """A cooperative launch asks ptxas how many registers the compiled kernel has."""
-    run(kernel(""), "k", 4, 64, 0, [torch.zeros(64), torch.zeros(64)], cooperative=True, sms=1)
-
-
-# -- what is not implemented, and what is reported -------------------------------------------------------------------
-@pytest.mark.parametrize(
-    "instruction",
-    [
-        "tex.2d.v4.f32.f32 {%f0,%f1,%f2,%f3}, [a, {%f0,%f1}];", "add.rn.sat.oob.f32 %f0, %f1, %f2;", "ld.global.v3.u32 {%r4,%r5,%r6}, [%p0];",
-        "vadd.s32.s32.s32 %r4, %r5, %r6;", "add.u8 %r4, %r5, %r6;", "mma.sync.aligned.m16n8k16.row.row.f32.bf16.bf16.f32 {%r4,%r4,%r4,%r4}, {%r4,%r4,%r4,%r4}, {%r4,%r4}, {%r4,%r4,%r4,%r4};",
-        "add.u32 %p0, %p1, 1;", "mapa.shared::cluster.u32 %r4, %r5, 0;", "mov.u32 %r4, %pm0;",
-    ],
-)  # fmt: skip
-def test_unsupported_instructions_stop_with_their_line(instruction):
-    text = kernel("\n" + instruction)
-    line = text[: text.index(instruction)].count("\n") + 1
-    with pytest.raises(Unsupported, match=f"line {line}: "):
-        run(text, "k", 1, 32, 0, [torch.zeros(64), torch.zeros(64)])
-
-
-@pytest.mark.needs("nvcc")
-def test_fault_names_kernel_lines_block_and_thread():
-    source = """
-extern "C" __global__ void writes_beyond(float* x, int n) {
-  int i = (blockIdx.x * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
-  if (i <= n)
-    x[i] = i;
-}"""
-    x = torch.zeros(100)
-    with pytest.raises(PtxFault) as caught:
-        run(compile_cuda(source), "writes_beyond", (2, 1), (8, 8), 0, [x, 100])
-    fault = caught.value
-    assert fault.kernel == "writes_beyond"
-    assert (fault.block, fault.thread) == ((1, 0, 0), (4, 4, 0))
-    assert fault.source.endswith("kernel.cu:5")
-    assert fault.opcode.startswith("st.global")
-    assert all(part in str(fault) for part in ("writes_beyond", "PTX line", "kernel.cu:5", "block", "thread"))

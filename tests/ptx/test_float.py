@@ -211,7 +211,10 @@ def test_approximate(name, f, domain, relative, absolute):
 
 def test_approximate_special_values():
     x = torch.tensor([0.0, -0.0, math.inf, -math.inf, math.nan, -1.0, 1.0, 4.0] * 4)
-    body = "rcp.approx.ftz.f32 %o0, %i0; rsqrt.approx.ftz.f32 %o1, %i0; lg2.approx.f32 %o2, %i0; ex2.approx.f32 %o3, %i0; sqrt.approx.f32 %o4, %i0;"
+    body = (
+        "rcp.approx.ftz.f32 %o0, %i0; rsqrt.approx.ftz.f32 %o1, %i0; lg2.approx.f32 %o2, %i0; "
+        "ex2.approx.f32 %o3, %i0; sqrt.approx.f32 %o4, %i0;"
+    )
     rcp, rsqrt, lg2, ex2, sqrt = (o[:8].tolist() for o in evaluate(body, [("f32", x)], ["f32"] * 5))
     inf = math.inf
     assert rcp[:4] == [inf, -inf, 0.0, -0.0]
@@ -229,7 +232,8 @@ def test_approximate_division():
     a = torch.tensor([1.0, math.inf, -4.0, 10.0] * 8)
     b = torch.tensor([2.0**127, 2.0**127, 3.0, -7.0] * 8)
     approx, full, f64 = evaluate(
-        "div.approx.f32 %o0, %i0, %i1; div.full.f32 %o1, %i0, %i1; cvt.f64.f32 %o2, %i1; rcp.approx.ftz.f64 %o2, %o2;",  # 9.7.3.14
+        "div.approx.f32 %o0, %i0, %i1; div.full.f32 %o1, %i0, %i1;"
+        "cvt.f64.f32 %o2, %i1; rcp.approx.ftz.f64 %o2, %o2;",  # 9.7.3.14
         [("f32", a), ("f32", b)],
         ["f32", "f32", "f64"],
     )

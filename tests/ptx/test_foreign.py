@@ -1,4 +1,4 @@
-"""Kernels that this project did not write: liger-kernel's for Triton, and nvcc's over the headers of the CUDA toolkit."""
+"""Kernels that this project did not write: liger-kernel's for Triton, nvcc's over the CUDA toolkit's headers."""
 
 import pytest
 import torch
@@ -182,7 +182,8 @@ extern "C" __global__ void k(const float* x, float* out, int tiles) {
   for (int t = 0, fetch = 0; t < tiles; t++) {
     for (; fetch < tiles && fetch < t + kStages; fetch++) {
       pipe.producer_acquire();
-      cuda::memcpy_async(block, buffer + (fetch % kStages) * n, x + fetch * n, cuda::aligned_size_t<16>(sizeof(float) * n), pipe);
+      cuda::memcpy_async(block, buffer + (fetch % kStages) * n, x + fetch * n,
+      cuda::aligned_size_t<16>(sizeof(float) * n), pipe);
       pipe.producer_commit();
     }
     pipe.consumer_wait();
@@ -221,7 +222,8 @@ __device__ void product(const T* a, int lda, const T* b, int ldb, float* c, int 
   for (int i = 0; i < fc.num_elements; i++) fc.x[i] *= 2.0f;
   wmma::store_matrix_sync(c, fc, ldc, out);
 }
-extern "C" __global__ void k(const half* a, const half* b, float* c, const __nv_bfloat16* a2, const __nv_bfloat16* b2, float* c2) {
+extern "C" __global__ void k(const half* a, const half* b, float* c, const __nv_bfloat16* a2,
+        const __nv_bfloat16* b2, float* c2) {
   __shared__ half staged[256];
   for (int i = threadIdx.x; i < 256; i += 32) staged[i] = a[i];
   __syncwarp();
@@ -291,7 +293,8 @@ extern "C" __global__ void k(const float* x, float* y, int n) {
   int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= n) return;
   float v = x[i];
-  float f[] = {expf(v), logf(fabsf(v)), tanhf(v), sinf(v), cosf(v), erff(v), log1pf(fabsf(v)), cbrtf(v), sinf(v * 1e6f), float(exp(double(v)))};
+  float f[] = {expf(v), logf(fabsf(v)), tanhf(v), sinf(v), cosf(v), erff(v), log1pf(fabsf(v)), cbrtf(v),
+  sinf(v * 1e6f), float(exp(double(v)))};
   for (int j = 0; j < 10; j++) y[j * n + i] = f[j];
 }"""
 

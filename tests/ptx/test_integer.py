@@ -1,10 +1,10 @@
-"""Integer arithmetic, extended precision, logic and shifts against their definitions in the PTX ISA (9.7.1, 9.7.2, 9.7.8)."""
+"""Integer arithmetic, logic and shifts against their definitions in the PTX ISA (9.7.1, 9.7.2, 9.7.8)."""
 
 import numpy as np
 import pytest
 
 from .snippet import evaluate, from_ints, samples, to_ints
-from .parser import type_size
+from .syntax import type_size
 
 
 def width(kind):

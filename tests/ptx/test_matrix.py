@@ -48,7 +48,8 @@ def c_place(lane, i):
 
 
 DTYPES = {
-    "f16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32, "e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2,
+    "f16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32, "e4m3": torch.float8_e4m3fn,
+    "e5m2": torch.float8_e5m2,
     "s8": torch.int8, "u8": torch.uint8, "s4": torch.int8, "u4": torch.uint8,
 }  # fmt: skip
 RANGES = {"s8": (-128, 128), "u8": (0, 256), "s4": (-8, 8), "u4": (0, 16)}
@@ -172,8 +173,8 @@ def test_mma_f64(shape):
     place = lambda n, i: (group(n) + 8 * (i // 2), within(n) * 2 + i % 2)  # noqa: E731
     c_regs = [torch.stack([c[place(n, i)] for n in range(32)]) for i in range(nc)]
     inputs = [("f64", t) for t in (*a_regs, *b_regs, *c_regs)]
-    one = lambda p, f, n: regs(p, f, n)  # noqa: E731
-    text = f"mma.sync.aligned.{shape}.row.col.f64.f64.f64.f64 {one('o', 0, nc)}, {one('i', 0, na)}, {one('i', na, nb)}, {one('i', na + nb, nc)};"
+    sources = ", ".join(regs("i", first, n) for first, n in ((0, na), (na, nb), (na + nb, nc)))
+    text = f"mma.sync.aligned.{shape}.row.col.f64.f64.f64.f64 {regs('o', 0, nc)}, {sources};"
     outs = evaluate(text, inputs, ["f64"] * nc, target="sm_90")
     want = a @ b + c
     for i, out in enumerate(outs):
@@ -185,14 +186,17 @@ def test_integer_saturation():
     ones = torch.full((32,), 0x7F7F7F7F, dtype=torch.uint32)
     c = torch.full((32,), 0x7FFFFFFF, dtype=torch.uint32)
     for modifier, want in ((".satfinite", 0x7FFFFFFF), ("", (0x7FFFFFFF + 32 * 127 * 127) & 0xFFFFFFFF)):
-        text = f"mma.sync.aligned.m16n8k32.row.col{modifier}.s32.s8.s8.s32 {{%o0,%o1,%o2,%o3}}, {{%i0,%i0,%i0,%i0}}, {{%i0,%i0}}, {{%i1,%i1,%i1,%i1}};"
+        operands = "{%o0,%o1,%o2,%o3}, {%i0,%i0,%i0,%i0}, {%i0,%i0}, {%i1,%i1,%i1,%i1}"
+        text = f"mma.sync.aligned.m16n8k32.row.col{modifier}.s32.s8.s8.s32 {operands};"
         assert set(evaluate(text, [("b32", ones), ("b32", c)], ["u32"] * 4)[3].tolist()) == {want}
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
 @pytest.mark.parametrize("trans", ["", ".trans"])
 def test_ldmatrix_and_stmatrix(count, trans):
-    """Rows go where the lanes of each octet point; a lane gets two neighbours of its row, or of its column with .trans."""
+    """Rows go where the lanes of each octet point; a lane gets two neighbours of its row, or of its column with
+    .trans.
+    """
     x = torch.arange(count * 64, dtype=torch.int16)
     tiles = x.view(count, 8, 8)
     rows = 8 * count
@@ -203,13 +207,16 @@ def test_ldmatrix_and_stmatrix(count, trans):
         mov.u32 %t, %tid.x; ld.param.u64 %p, [a]; ld.param.u64 %q, [b]; ld.param.u64 %r, [c];
         rem.u32 %u, %t, {rows}; mad.wide.u32 %p, %u, 16, %p; sub.u32 %s, {rows - 1}, %u; shl.b32 %s, %s, 4;
         setp.lt.u32 %in, %t, {rows};
-        mov.u32 %w0, room; add.u32 %w0, %w0, %s; @%in ld.global.v4.b32 {{%v0,%v1,%v2,%v3}}, [%p]; @%in st.shared.v4.b32 [%w0], {{%v0,%v1,%v2,%v3}};
+        mov.u32 %w0, room; add.u32 %w0, %w0, %s; @%in ld.global.v4.b32 {{%v0,%v1,%v2,%v3}}, [%p];
+        @%in st.shared.v4.b32 [%w0], {{%v0,%v1,%v2,%v3}};
         bar.warp.sync -1;
         ldmatrix.sync.aligned.m8n8.x{count}{trans}.shared.b16 {regs("v", 0, count)}, [%w0];
-        mov.u32 %w1, copy; mad.lo.u32 %w1, %u, 16, %w1; stmatrix.sync.aligned.m8n8.x{count}{trans}.shared.b16 [%w1], {regs("v", 0, count)};
+        mov.u32 %w1, copy; mad.lo.u32 %w1, %u, 16, %w1;
+        stmatrix.sync.aligned.m8n8.x{count}{trans}.shared.b16 [%w1], {regs("v", 0, count)};
         bar.warp.sync -1;
         mad.wide.u32 %q, %t, {4 * count}, %q; {"".join(f"st.global.b32 [%q+{4 * i}], %v{i};" for i in range(count))}
-        mad.wide.u32 %r, %u, 16, %r; @%in ld.shared.v4.b32 {{%v0,%v1,%v2,%v3}}, [%w1]; @%in st.global.v4.b32 [%r], {{%v0,%v1,%v2,%v3}}; ret; }}"""
+        mad.wide.u32 %r, %u, 16, %r; @%in ld.shared.v4.b32 {{%v0,%v1,%v2,%v3}}, [%w1];
+        @%in st.global.v4.b32 [%r], {{%v0,%v1,%v2,%v3}}; ret; }}"""
     out, back = torch.zeros(32, count, 2, dtype=torch.int16), torch.zeros(rows, 8, dtype=torch.int16)
     run(body, "k", 1, 32, 0, [x, Out(out), Out(back)])
     for lane in range(32):
@@ -273,7 +280,8 @@ def test_wmma(shape, kind, acc, layouts):
         wmma.load.a.sync.aligned.{layouts[0]}.{shape}.global.{kind} {frag("a", na)}, [%p0], {pitch["a"]};
         wmma.load.b.sync.aligned.{layouts[1]}.{shape}.global.{kind} {frag("b", nb)}, [%p1], {pitch["b"]};
         wmma.load.c.sync.aligned.{layouts[2]}.{shape}.{acc} {frag("c", nc)}, [%p2], {pitch["c"]};
-        wmma.mma.sync.aligned.{layouts[0]}.{layouts[1]}.{shape}{rn}.{types} {frag("c", nc)}, {frag("a", na)}, {frag("b", nb)}, {frag("c", nc)};
+        wmma.mma.sync.aligned.{layouts[0]}.{layouts[1]}.{shape}{rn}.{types} {frag("c", nc)}, {frag("a", na)},
+        {frag("b", nb)}, {frag("c", nc)};
         wmma.store.d.sync.aligned.{layouts[2]}.{shape}.global.{acc} [%p3], {frag("c", nc)}, {pitch["c"]}; ret; }}"""
     stored = order(d, layouts[2])
     run(text, "k", 1, 32, 0, [order(a, layouts[0]), order(b, layouts[1]), order(c, layouts[2]), Out(stored)])

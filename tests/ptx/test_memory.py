@@ -69,7 +69,8 @@ def test_variables_parameters_and_initialisers():
         ld.param.v2.b32 {{%v0, %v1}}, [s]; ld.param.b32 %v2, [s+8]; ld.param.f32 %f0, [f]; ld.param.s16 %h, [h];
         mov.u64 %a, s; cvta.param.u64 %a, %a; ld.b32 %v3, [%a+8];
         ld.const.b32 %v4, [table+4]; mov.u64 %p, table; ld.const.b32 %v5, [%p+8];
-        ld.global.u64 %p, [pointer]; ld.f32 %f1, [%p]; add.f32 %f1, %f1, %f1; st.f32 [%p], %f1; ld.global.f32 %f2, [cell];
+        ld.global.u64 %p, [pointer]; ld.f32 %f1, [%p]; add.f32 %f1, %f1, %f1; st.f32 [%p], %f1;
+        ld.global.f32 %f2, [cell];
         cvt.s32.s16 %v6, %h;
         st.global.v4.b32 [%o], {{%v0, %v1, %v2, %v3}}; st.global.v2.b32 [%o+16], {{%v4, %v5}};
         st.global.f32 [%o+24], %f2; st.global.b32 [%o+28], %v6; st.global.f32 [%o+32], %f0; ret; }}"""
@@ -86,8 +87,11 @@ def test_ordered_accesses_and_hints():
     x = torch.arange(32, dtype=torch.int32)
     body = (
         "createpolicy.fractional.L2::evict_first.b64 %a20, 1.0;"
-        "ld.relaxed.gpu.global.b32 %o0, [%a0]; ld.acquire.sys.global.b32 %o1, [%a0]; ld.global.nc.L1::no_allocate.b32 %o2, [%a0];"
-        "ldu.global.b32 %o3, [%a0]; ld.global.L2::cache_hint.b32 %o4, [%a0], %a20; prefetch.global.L2 [%a0]; prefetchu.L1 [%a0];"
+        "ld.relaxed.gpu.global.b32 %o0, [%a0]; ld.acquire.sys.global.b32 %o1, [%a0]; "
+        "ld.global.nc.L1::no_allocate.b32 %o2, [%a0];"
+        "ldu.global.b32 %o3, [%a0]; ld.global.L2::cache_hint.b32 %o4, [%a0], %a20; prefetch.global.L2 [%a0]; "
+        "prefetchu.L1 [%a0];"
+        "applypriority.global.L2::evict_normal [%a0], 128; discard.global.L2 [%a1], 128;"
         "st.release.gpu.global.b32 [%a1], %o0; st.relaxed.cta.global.b32 [%a1], %o0; st.global.wt.b32 [%a1], %o0;"
     )
     for out in evaluate(body, [("s32", x)], ["s32"] * 5):
@@ -96,7 +100,8 @@ def test_ordered_accesses_and_hints():
 
 REFERENCE = {
     "add": lambda old, b: old + b, "min": min, "max": max, "inc": lambda old, b: 0 if old >= b else old + 1,
-    "dec": lambda old, b: b if old == 0 or old > b else old - 1, "and": lambda old, b: old & b, "or": lambda old, b: old | b,
+    "dec": lambda old, b: b if old == 0 or old > b else old - 1, "and": lambda old, b: old & b, "or": lambda old,
+    b: old | b,
     "xor": lambda old, b: old ^ b, "exch": lambda old, b: b,
 }  # fmt: skip
 ATOMS = [("add", k) for k in ("u32", "s32", "u64", "s64")] + [
@@ -109,14 +114,19 @@ def atomic_kernel(kind, instruction, space):
     """Each thread applies `instruction` to its own cell, and atom's result and the cell are stored."""
     size = width(kind) // 8
     room = f".shared .align 8 .b8 room[{256 * size}];" if space == "shared" else ""
-    cell = f"mov.u64 %c, room; mad.wide.u32 %c, %t, {size}, %c; ld.global.b{8 * size} %v, [%p]; st.shared.b{8 * size} [%c], %v;"
+    cell = (
+        f"mov.u64 %c, room; mad.wide.u32 %c, %t, {size}, %c; ld.global.b{8 * size} %v, [%p]; "
+        f"st.shared.b{8 * size} [%c], %v;"
+    )
     cell = cell if space == "shared" else "mov.u64 %c, %p;"
     return f"""{HEAD}.visible .entry k(.param .u64 a, .param .u64 b, .param .u64 o, .param .u64 r) {{
         {room} .reg .b64 %p, %q, %o, %r, %c; .reg .b32 %t; .reg .b{8 * size} %v, %b, %d, %e;
         mov.u32 %t, %tid.x; ld.param.u64 %p, [a]; ld.param.u64 %q, [b]; ld.param.u64 %o, [o]; ld.param.u64 %r, [r];
-        mad.wide.u32 %p, %t, {size}, %p; mad.wide.u32 %q, %t, {size}, %q; mad.wide.u32 %o, %t, {size}, %o; mad.wide.u32 %r, %t, {size}, %r;
+        mad.wide.u32 %p, %t, {size}, %p; mad.wide.u32 %q, %t, {size}, %q; mad.wide.u32 %o, %t, {size}, %o;
+        mad.wide.u32 %r, %t, {size}, %r;
         ld.global.b{8 * size} %b, [%q]; {cell} {instruction}
-        ld.relaxed.gpu.{space}.b{8 * size} %e, [%c]; st.global.b{8 * size} [%o], %d; st.global.b{8 * size} [%r], %e; ret; }}"""
+        ld.relaxed.gpu.{space}.b{8 * size} %e, [%c]; st.global.b{8 * size} [%o], %d; st.global.b{8 * size} [%r], %e;
+        ret; }}"""
 
 
 @pytest.mark.parametrize("space", ["global", "shared"])
@@ -192,7 +202,8 @@ def test_vector_and_128_bit_atomics():
 def test_contended_atomics_count_every_thread():
     text = f"""{HEAD}.visible .entry k(.param .u64 a, .param .u64 b) {{
         .reg .b64 %p, %q; .reg .b32 %v, %t; ld.param.u64 %p, [a]; ld.param.u64 %q, [b];
-        atom.global.add.u32 %v, [%p], 1; mad.wide.u32 %q, %v, 4, %q; mov.u32 %t, %ctaid.x; st.global.u32 [%q], %t; ret; }}"""
+        atom.global.add.u32 %v, [%p], 1; mad.wide.u32 %q, %v, 4, %q; mov.u32 %t, %ctaid.x; st.global.u32 [%q], %t;
+        ret; }}"""
     counter, tickets = torch.zeros(1, dtype=torch.int32), torch.full((7 * 96,), -1, dtype=torch.int32)
     run(text, "k", 7, 96, 0, [counter, tickets], seed=3)
     assert counter == 7 * 96

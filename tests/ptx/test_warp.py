@@ -121,7 +121,8 @@ def test_divergent_loop_reconverges():
 def test_indexed_branch():
     """9.7.12, brx.idx"""
     body = """.reg .b32 %w; and.b32 %w, %i0, 3; TABLE: .branchtargets A, B, C, D; brx.idx %w, TABLE;
-        A: mov.u32 %o0, 10; bra END; B: mov.u32 %o0, 20; bra END; C: mov.u32 %o0, 30; bra END; D: mov.u32 %o0, 40; END: """
+        A: mov.u32 %o0, 10; bra END; B: mov.u32 %o0, 20; bra END; C: mov.u32 %o0, 30; bra END; D: mov.u32 %o0, 40;
+        END: """
     (out,) = evaluate(body, [("u32", LANES.view(torch.uint32))], ["u32"])
     assert out.tolist() == [10, 20, 30, 40] * 8
 
@@ -129,7 +130,8 @@ def test_indexed_branch():
 def test_calls():
     """9.7.12, call and ret: parameters by value, a guarded call, an early return, a call from a called function."""
     functions = """
-    .func (.param .b32 r) inner(.param .b32 x) { .reg .b32 %a; ld.param.b32 %a, [x]; mul.lo.u32 %a, %a, 3; st.param.b32 [r], %a; ret; }
+    .func (.param .b32 r) inner(.param .b32 x) { .reg .b32 %a; ld.param.b32 %a, [x]; mul.lo.u32 %a, %a, 3;
+    st.param.b32 [r], %a; ret; }
     .func (.param .b32 r) outer(.param .align 4 .b8 pair[8]) {
         .reg .b32 %a, %b; .reg .pred %p; ld.param.v2.b32 {%a, %b}, [pair]; setp.gt.u32 %p, %a, 20;
         st.param.b32 [r], %b; @%p ret;
@@ -144,7 +146,8 @@ def test_calls():
 
 def test_exit_leaves_the_others():
     text = f"""{HEAD}.visible .entry k(.param .u64 a) {{ .reg .b64 %p; .reg .b32 %t, %b; .reg .pred %odd;
-        mov.u32 %t, %tid.x; ld.param.u64 %p, [a]; mad.wide.u32 %p, %t, 4, %p; and.b32 %b, %t, 1; setp.ne.u32 %odd, %b, 0;
+        mov.u32 %t, %tid.x; ld.param.u64 %p, [a]; mad.wide.u32 %p, %t, 4, %p; and.b32 %b, %t, 1;
+        setp.ne.u32 %odd, %b, 0;
         @%odd exit; st.global.b32 [%p], %t; ret; }}"""
     out = torch.full((64,), -1, dtype=torch.int32)
     run(text, "k", 1, 64, 0, [out])
@@ -166,7 +169,8 @@ def test_barrier_orders_shared_memory(form):
 
 def test_barrier_reductions():
     body = """.reg .pred %p, %q; setp.lt.u32 %p, %i0, 40; bar.red.popc.u32 %o0, 0, %p; bar.red.popc.u32 %o1, 1, !%p;
-        barrier.red.and.pred %o2, 2, %p; barrier.red.or.pred %o3, 3, %p; setp.ge.u32 %q, %i0, 0; bar.red.and.pred %o4, 4, 128, %q;"""
+        barrier.red.and.pred %o2, 2, %p; barrier.red.or.pred %o3, 3, %p; setp.ge.u32 %q, %i0, 0;
+        bar.red.and.pred %o4, 4, 128, %q;"""
     x = from_ints(list(range(128)), "u32")
     popc, rest, every, some, true = evaluate(body, [("u32", x)], ["u32", "u32", "pred", "pred", "pred"], block=128)
     assert set(popc.tolist()) == {40}
@@ -176,7 +180,8 @@ def test_barrier_reductions():
 
 def test_arrive_lets_the_producer_go_on():
     """bar.arrive: two warps produce and do not wait, two consume."""
-    text = f"""{HEAD}.visible .entry k(.param .u64 o) {{ .shared .align 4 .b8 room[256]; .reg .b64 %p; .reg .b32 %t, %a, %v; .reg .pred %prod;
+    text = f"""{HEAD}.visible .entry k(.param .u64 o) {{ .shared .align 4 .b8 room[256]; .reg .b64 %p;
+    .reg .b32 %t, %a, %v; .reg .pred %prod;
         mov.u32 %t, %tid.x; setp.lt.u32 %prod, %t, 64; mov.u32 %a, room; @!%prod bra CONSUME;
         mad.lo.u32 %a, %t, 4, %a; st.shared.b32 [%a], %t; bar.arrive 1, 128; ret;
         CONSUME: bar.sync 1, 128; sub.u32 %t, 127, %t; mad.lo.u32 %a, %t, 4, %a; ld.shared.b32 %v, [%a];
@@ -187,7 +192,8 @@ def test_arrive_lets_the_producer_go_on():
 
 
 def test_fences_and_hints_run():
-    body = """membar.cta; membar.gl; membar.sys; fence.acq_rel.gpu; fence.sc.cta; fence.acquire.sys; fence.release.gpu; fence.proxy.async;
+    body = """membar.cta; membar.gl; membar.sys; fence.acq_rel.gpu; fence.sc.cta; fence.acquire.sys;
+    fence.release.gpu; fence.proxy.async;
         fence.proxy.alias; fence.mbarrier_init.release.cluster; griddepcontrol.wait; griddepcontrol.launch_dependents;
         setmaxnreg.dec.sync.aligned.u32 40; nanosleep.u32 10; mov.u32 %o0, %i0;"""
     (out,) = evaluate(body, [("s32", LANES)], ["s32"], target="sm_90a")
@@ -195,8 +201,11 @@ def test_fences_and_hints_run():
 
 
 def test_lanes_that_wait_for_each_other():
-    """A lane spins on a flag that another lane of its warp sets later: both make progress (independent thread scheduling)."""
-    text = f"""{HEAD}.visible .entry k(.param .u64 f, .param .u64 o) {{ .reg .b64 %p, %o; .reg .b32 %t, %v; .reg .pred %first, %set;
+    """A lane spins on a flag that another lane of its warp sets later: both make progress (independent thread
+    scheduling).
+    """
+    text = f"""{HEAD}.visible .entry k(.param .u64 f, .param .u64 o) {{ .reg .b64 %p, %o; .reg .b32 %t, %v;
+    .reg .pred %first, %set;
         mov.u32 %t, %tid.x; ld.param.u64 %p, [f]; ld.param.u64 %o, [o]; setp.eq.u32 %first, %t, 0; @!%first bra SETTER;
         SPIN: ld.acquire.gpu.global.u32 %v, [%p]; setp.eq.u32 %set, %v, 5; @!%set bra SPIN; st.global.u32 [%o], %v; ret;
         SETTER: setp.eq.u32 %first, %t, 1; @%first st.release.gpu.global.u32 [%p], 5; ret; }}"""

@@ -66,8 +66,9 @@ int ptx_handler(const char* name) {
   return int(by_number().size()) - 1;
 }
 
-Launch* ptx_create(const RawLaunch* raw, const RawInsn* insns, uint32_t ninsns, const Operand* operands, uint32_t noperands, const char* consts, uint32_t const_bytes,
-                   const uint32_t* specials, uint32_t nspecials) {
+Launch* ptx_create(const RawLaunch* raw, const RawInsn* insns, uint32_t ninsns, const Operand* operands,
+                   uint32_t noperands, const char* consts, uint32_t const_bytes, const uint32_t* specials,
+                   uint32_t nspecials) {
   auto* l = new Launch;
   l->operands.assign(operands, operands + noperands);
   l->consts.assign(const_bytes + 64, 0);
@@ -90,7 +91,8 @@ Launch* ptx_create(const RawLaunch* raw, const RawInsn* insns, uint32_t ninsns, 
     in.policy = Policy(r.policy);
     l->code.push_back(in);
   }
-  for (uint32_t i = 0; i < nspecials; i++) l->specials.push_back({int(specials[3 * i]), specials[3 * i + 1], specials[3 * i + 2]});
+  for (uint32_t i = 0; i < nspecials; i++)
+    l->specials.push_back({int(specials[3 * i]), specials[3 * i + 1], specials[3 * i + 2]});
   std::copy(raw->grid, raw->grid + 3, l->grid);
   std::copy(raw->block, raw->block + 3, l->block);
   l->file_bytes = (raw->file_bytes + 63) & ~63u;

@@ -1,7 +1,7 @@
 // cp.async and mbarrier.
-#include <algorithm>
-
 #include "async.h"
+
+#include <algorithm>
 
 namespace ptx {
 
@@ -41,13 +41,14 @@ void wait_groups(Warp& w, AgentKind kind, std::vector<CommitGroup>& groups, Mask
   if (first) return;
   uint32_t& seen = w.vc.local[agent_index(w, kind)];
   seen = std::max(seen, done);
-  groups.erase(std::remove_if(groups.begin(), groups.end(), [&](const CommitGroup& g) { return g.sequence <= done; }), groups.end());
+  groups.erase(std::remove_if(groups.begin(), groups.end(), [&](const CommitGroup& g) { return g.sequence <= done; }),
+               groups.end());
 }
 
 namespace {
 
-// imm: destination offset, source offset, bytes | kind of the third operand << 8 (0 none, 1 source size, 2 ignore predicate),
-// address bytes of destination | of source << 8
+// imm: destination offset, source offset, bytes | kind of the third operand << 8 (0 none, 1 source size, 2 ignore
+// predicate), address bytes of destination | of source << 8
 void cp_async(Warp& w, const Insn& in, Mask m) {
   int bytes = in.imm[2] & 0xff, third = in.imm[2] >> 8 & 0xff;
   Actor writer = async_actor(w, kCpAsyncAgent);
@@ -90,7 +91,8 @@ void cp_wait_all(Warp& w, const Insn&, Mask m) {
 
 }  // namespace
 
-// ---- mbarrier ----------------------------------------------------------------------------------------------------------
+// ---- mbarrier
+// ----------------------------------------------------------------------------------------------------------
 
 static uint32_t shared_offset(Warp& w, const Insn& in, int lane, uint64_t addr, Space space) {
   Place p = locate(w, in, lane, addr, space, 8, true, 8);
@@ -123,7 +125,8 @@ static void maybe_complete(Warp& w, Mbarrier& b) {
 void arrive(Warp& w, Mbarrier& b, int lane, uint32_t count, int64_t expect) {
   b.tx += expect;
   if (count > b.pending)
-    throw Fault{"invalid mbarrier", format("%u arrivals where %u are still expected in this phase", count, b.pending), lane};
+    throw Fault{"invalid mbarrier", format("%u arrivals where %u are still expected in this phase", count, b.pending),
+                lane};
   b.arriving.join(w.vc);
   b.arriving_proxy.join(w.proxy);
   tick(w);
@@ -147,7 +150,8 @@ Actor mbarrier_actor(const Mbarrier& b) {
 namespace {
 
 uint64_t lane_address(Warp& w, const Insn& in, int lane) {
-  return in.imm[3] == 4 ? uint64_t(uint32_t(src<uint32_t>(w, in, 0)[lane] + uint32_t(in.imm[0]))) : src<uint64_t>(w, in, 0)[lane] + in.imm[0];
+  return in.imm[3] == 4 ? uint64_t(uint32_t(src<uint32_t>(w, in, 0)[lane] + uint32_t(in.imm[0])))
+                        : src<uint64_t>(w, in, 0)[lane] + in.imm[0];
 }
 
 void mbarrier_init(Warp& w, const Insn& in, Mask m) {
@@ -158,10 +162,14 @@ void mbarrier_init(Warp& w, const Insn& in, Mask m) {
     if (count == 0 || count >= 1u << 20) throw Fault{"invalid operand", format("an mbarrier with count %u", count), i};
     bool known = w.block->mbarriers.count(offset);
     Mbarrier& b = w.block->mbarriers[offset];
-    if (b.live) throw Fault{"invalid mbarrier", format("the mbarrier at byte %u of shared memory is initialised again without mbarrier.inval", offset), i};
+    if (b.live)
+      throw Fault{
+          "invalid mbarrier",
+          format("the mbarrier at byte %u of shared memory is initialised again without mbarrier.inval", offset), i};
     if (!known) {
       b.agent = w.block->mbarrier_agents++;
-      if (b.agent >= kMaxMbarriers) throw Fault{"invalid mbarrier", format("more than %d mbarriers in a block", kMaxMbarriers), i};
+      if (b.agent >= kMaxMbarriers)
+        throw Fault{"invalid mbarrier", format("more than %d mbarriers in a block", kMaxMbarriers), i};
     }
     b.live = true;
     b.expected = b.pending = count;
@@ -202,10 +210,18 @@ void mbarrier_arrive(Warp& w, const Insn& in, Mask m) {
     uint32_t value = in.imm[2] ? src<uint32_t>(w, in, 1)[i] : 1;
     uint64_t before = token(b);
     switch (in.imm[1]) {
-      case 0: arrive(w, b, i, value, 0); break;
-      case 1: arrive(w, b, i, 1, value); break;
-      case 2: b.tx += value; break;
-      case 3: complete_tx(w, b, value); break;
+      case 0:
+        arrive(w, b, i, value, 0);
+        break;
+      case 1:
+        arrive(w, b, i, 1, value);
+        break;
+      case 2:
+        b.tx += value;
+        break;
+      case 3:
+        complete_tx(w, b, value);
+        break;
       case 4:
         if (b.expected < value) throw Fault{"invalid mbarrier", "more arrivals dropped than expected", i};
         b.expected -= value;
@@ -256,9 +272,15 @@ void mbarrier_wait(Warp& w, const Insn& in, Mask m) {
 }
 
 const Register handlers{
-    {"cp.async", cp_async}, {"cp.async.commit", cp_commit}, {"cp.async.wait", cp_wait}, {"cp.async.wait_all", cp_wait_all},
-    {"cp.async.mbarrier.arrive", cp_mbarrier_arrive}, {"mbarrier.init", mbarrier_init}, {"mbarrier.inval", mbarrier_inval},
-    {"mbarrier.arrive", mbarrier_arrive}, {"mbarrier.wait", mbarrier_wait},
+    {"cp.async", cp_async},
+    {"cp.async.commit", cp_commit},
+    {"cp.async.wait", cp_wait},
+    {"cp.async.wait_all", cp_wait_all},
+    {"cp.async.mbarrier.arrive", cp_mbarrier_arrive},
+    {"mbarrier.init", mbarrier_init},
+    {"mbarrier.inval", mbarrier_inval},
+    {"mbarrier.arrive", mbarrier_arrive},
+    {"mbarrier.wait", mbarrier_wait},
 };
 
 }  // namespace

@@ -7,8 +7,8 @@
 namespace ptx {
 namespace {
 
-// A tensor map as this engine lays it out in its 128 bytes; the hardware's layout is not documented. Fields are those of
-// tensormap.replace. Python's tensor_map writes the same.
+// A tensor map as this engine lays it out in its 128 bytes; the hardware's layout is not documented. Fields are those
+// of tensormap.replace. Python's tensor_map writes the same.
 struct TensorMap {
   uint64_t address;
   uint8_t rank_minus_one, type, interleave, swizzle, fill, unused[3];
@@ -20,7 +20,8 @@ static_assert(sizeof(TensorMap) == 128);
 
 int type_bytes(int type) {
   static const int sizes[] = {1, 2, 4, 4, 8, 8, 2, 4, 4, 8, 2, 4, 4};
-  if (type >= int(sizeof sizes / sizeof *sizes)) throw Fault{"not implemented", format("element type %d of a tensor map", type)};
+  if (type >= int(sizeof sizes / sizeof *sizes))
+    throw Fault{"not implemented", format("element type %d of a tensor map", type)};
   return sizes[type];
 }
 
@@ -49,11 +50,15 @@ TensorMap read_map(Warp& w, const Insn& in, int lane, uint64_t addr) {
   for (int i = 0; i < rank; i++) {
     if (t.size[i] == 0) bad(format("dimension %d is empty", i));
     if (t.box[i] == 0 || t.box[i] > 256) bad(format("box dimension %d is %u", i, t.box[i]));
-    if (t.element_stride[i] != 1) throw Fault{"not implemented", format("element stride %u of a tensor map", t.element_stride[i]), lane};
-    if (i && t.stride[i - 1] % 16) bad(format("stride %d is %llu bytes, no multiple of 16", i - 1, static_cast<unsigned long long>(t.stride[i - 1])));
+    if (t.element_stride[i] != 1)
+      throw Fault{"not implemented", format("element stride %u of a tensor map", t.element_stride[i]), lane};
+    if (i && t.stride[i - 1] % 16)
+      bad(format("stride %d is %llu bytes, no multiple of 16", i - 1,
+                 static_cast<unsigned long long>(t.stride[i - 1])));
   }
   if (t.box[0] * bytes % 16) bad(format("rows of %u bytes, no multiple of 16", t.box[0] * bytes));
-  if (t.swizzle && t.box[0] * bytes > uint32_t(16 << t.swizzle)) bad(format("rows of %u bytes in swizzle mode %d", t.box[0] * bytes, t.swizzle));
+  if (t.swizzle && t.box[0] * bytes > uint32_t(16 << t.swizzle))
+    bad(format("rows of %u bytes in swizzle mode %d", t.box[0] * bytes, t.swizzle));
   return t;
 }
 
@@ -63,8 +68,8 @@ uint64_t box_bytes(const TensorMap& t) {
   return n;
 }
 
-// Calls f(shared offset of the row, global address of its first element, first and last element inside the tensor) for each
-// row of the box.
+// Calls f(shared offset of the row, global address of its first element, first and last element inside the tensor) for
+// each row of the box.
 template <class F>
 void box_rows(const TensorMap& t, const int32_t* at, F f) {
   int rank = t.rank_minus_one + 1, bytes = type_bytes(t.type);
@@ -77,7 +82,8 @@ void box_rows(const TensorMap& t, const int32_t* at, F f) {
       inside &= pos >= 0 && pos < t.size[i];
       addr += uint64_t(pos) * t.stride[i - 1];
     }
-    int64_t first = std::max<int64_t>(0, -int64_t(at[0])), last = std::min<int64_t>(t.box[0], int64_t(t.size[0]) - at[0]);
+    int64_t first = std::max<int64_t>(0, -int64_t(at[0])),
+            last = std::min<int64_t>(t.box[0], int64_t(t.size[0]) - at[0]);
     if (!inside || last < first) first = last = 0;
     f(row * t.box[0] * bytes, addr, first, last);
     row++;
@@ -91,7 +97,8 @@ void box_rows(const TensorMap& t, const int32_t* at, F f) {
 }
 
 // Writes `bytes` (a multiple of 16) to shared memory in swizzled chunks.
-void to_shared(Warp& w, const Insn& in, int lane, uint32_t base, uint32_t offset, int mode, const uint8_t* data, uint32_t bytes, const Actor& who) {
+void to_shared(Warp& w, const Insn& in, int lane, uint32_t base, uint32_t offset, int mode, const uint8_t* data,
+               uint32_t bytes, const Actor& who) {
   for (uint32_t i = 0; i < bytes; i += 16) {
     Place p = locate(w, in, lane, swizzled(base + offset + i, mode), kShared, 16, true, 16);
     note_write(w, in, lane, p, 16, who, nullptr);
@@ -99,7 +106,8 @@ void to_shared(Warp& w, const Insn& in, int lane, uint32_t base, uint32_t offset
     std::memset(p.state, kDefined, 16);
   }
 }
-void from_shared(Warp& w, const Insn& in, int lane, uint32_t base, uint32_t offset, int mode, uint8_t* data, uint32_t bytes) {
+void from_shared(Warp& w, const Insn& in, int lane, uint32_t base, uint32_t offset, int mode, uint8_t* data,
+                 uint32_t bytes) {
   Actor who = async_actor(w, kBulkReadAgent);
   for (uint32_t i = 0; i < bytes; i += 16) {
     Place p = locate(w, in, lane, swizzled(base + offset + i, mode), kShared, 16, false, 16);
@@ -149,26 +157,42 @@ void reduce(uint8_t* to, const uint8_t* from, uint64_t bytes, int type, int op) 
     }
     uint16_t a16, b16;
     switch (type) {
-      case 2: apply(uint32_t(0)); break;
-      case 3: apply(int32_t(0)); break;
-      case 4: apply(uint64_t(0)); break;
-      case 5: apply(int64_t(0)); break;
-      case 7: apply(0.0f); break;
-      case 9: apply(0.0); break;
-      case 6: case 10: {
+      case 2:
+        apply(uint32_t(0));
+        break;
+      case 3:
+        apply(int32_t(0));
+        break;
+      case 4:
+        apply(uint64_t(0));
+        break;
+      case 5:
+        apply(int64_t(0));
+        break;
+      case 7:
+        apply(0.0f);
+        break;
+      case 9:
+        apply(0.0);
+        break;
+      case 6:
+      case 10: {
         std::memcpy(&a16, to + i, 2);
         std::memcpy(&b16, from + i, 2);
-        float x = type == 6 ? f16_to_float(a16) : bf16_to_float(a16), y = type == 6 ? f16_to_float(b16) : bf16_to_float(b16);
+        float x = type == 6 ? f16_to_float(a16) : bf16_to_float(a16),
+              y = type == 6 ? f16_to_float(b16) : bf16_to_float(b16);
         a16 = type == 6 ? float_to_f16(combine(x, y)) : float_to_bf16(combine(x, y));
         std::memcpy(to + i, &a16, 2);
         break;
       }
-      default: throw Fault{"not implemented", format("a reduction of element type %d", type)};
+      default:
+        throw Fault{"not implemented", format("a reduction of element type %d", type)};
     }
   }
 }
 
-void write_global(Warp& w, const Insn& in, int lane, uint64_t addr, uint64_t bytes, const uint8_t* data, int op, int type) {
+void write_global(Warp& w, const Insn& in, int lane, uint64_t addr, uint64_t bytes, const uint8_t* data, int op,
+                  int type) {
   Place p = locate(w, in, lane, addr, kGlobal, int(bytes), true, 1);
   Actor who = async_actor(w, kBulkAgent);
   if (op != kNone) {
@@ -198,7 +222,8 @@ void tensor_load(Warp& w, const Insn& in, Mask m) {
     uint32_t to = shared_address(addr(0), i);
     TensorMap t = read_map(w, in, i, addr(1));
     int rank = in.imm[3] >> 24;
-    if (rank != t.rank_minus_one + 1) throw Fault{"invalid tensor map", format("a map of rank %d in a copy of rank %d", t.rank_minus_one + 1, rank), i};
+    if (rank != t.rank_minus_one + 1)
+      throw Fault{"invalid tensor map", format("a map of rank %d in a copy of rank %d", t.rank_minus_one + 1, rank), i};
     if (to & 127) throw Fault{"misaligned", format("a tensor copy to byte %u of shared memory (alignment 128)", to), i};
     int32_t at[5];
     for (int k = 0; k < rank; k++) at[k] = src<int32_t>(w, in, 3 + k)[i];
@@ -215,15 +240,18 @@ void tensor_load(Warp& w, const Insn& in, Mask m) {
   });
 }
 
-// imm[0], imm[1]: offsets of map and shared address; imm[2]: reduction; imm[3]: as above. Sources: map, shared, coordinates
+// imm[0], imm[1]: offsets of map and shared address; imm[2]: reduction; imm[3]: as above. Sources: map, shared,
+// coordinates
 void tensor_store(Warp& w, const Insn& in, Mask m) {
   each_lane(m, [&](int i) {
     auto addr = [&](int op) { return base_address(w, in, op, i, in.imm[3] >> (8 * op) & 0xff) + in.imm[op]; };
     TensorMap t = read_map(w, in, i, addr(0));
     uint32_t from = shared_address(addr(1), i);
     int rank = in.imm[3] >> 24;
-    if (rank != t.rank_minus_one + 1) throw Fault{"invalid tensor map", format("a map of rank %d in a copy of rank %d", t.rank_minus_one + 1, rank), i};
-    if (from & 127) throw Fault{"misaligned", format("a tensor copy from byte %u of shared memory (alignment 128)", from), i};
+    if (rank != t.rank_minus_one + 1)
+      throw Fault{"invalid tensor map", format("a map of rank %d in a copy of rank %d", t.rank_minus_one + 1, rank), i};
+    if (from & 127)
+      throw Fault{"misaligned", format("a tensor copy from byte %u of shared memory (alignment 128)", from), i};
     int32_t at[5];
     for (int k = 0; k < rank; k++) at[k] = src<int32_t>(w, in, 2 + k)[i];
     int bytes = type_bytes(t.type);
@@ -231,12 +259,14 @@ void tensor_store(Warp& w, const Insn& in, Mask m) {
     box_rows(t, at, [&](uint32_t offset, uint64_t to, int64_t first, int64_t last) {
       if (last <= first) return;
       from_shared(w, in, i, from, offset, t.swizzle, row.data(), uint32_t(row.size()));
-      write_global(w, in, i, to + first * bytes, (last - first) * bytes, row.data() + first * bytes, int(in.imm[2]), t.type);
+      write_global(w, in, i, to + first * bytes, (last - first) * bytes, row.data() + first * bytes, int(in.imm[2]),
+                   t.type);
     });
   });
 }
 
-// Linear copies. Sources: destination, source, size, (mbarrier). imm: offsets of destination, source, mbarrier; address bytes.
+// Linear copies. Sources: destination, source, size, (mbarrier). imm: offsets of destination, source, mbarrier; address
+// bytes.
 struct Linear {
   uint64_t to, from;
   uint32_t bytes;
@@ -244,7 +274,9 @@ struct Linear {
 Linear linear(Warp& w, const Insn& in, int i) {
   auto addr = [&](int op) { return base_address(w, in, op, i, in.imm[3] >> (8 * op) & 0xff) + in.imm[op]; };
   Linear c{addr(0), addr(1), src<uint32_t>(w, in, 2)[i]};
-  if (c.bytes % 16 || c.to % 16 || c.from % 16) throw Fault{"misaligned", format("a bulk copy of %u bytes: size and addresses must be multiples of 16", c.bytes), i};
+  if (c.bytes % 16 || c.to % 16 || c.from % 16)
+    throw Fault{"misaligned", format("a bulk copy of %u bytes: size and addresses must be multiples of 16", c.bytes),
+                i};
   return c;
 }
 void bulk_load(Warp& w, const Insn& in, Mask m) {
@@ -295,7 +327,8 @@ void map_replace(Warp& w, const Insn& in, Mask m) {
 // Copies a map from shared to global memory and releases it. imm: offsets; address bytes
 void map_copy(Warp& w, const Insn& in, Mask m) {
   int i = __builtin_ctz(m);
-  uint64_t to = base_address(w, in, 0, i, in.imm[3] & 0xff) + in.imm[0], from = base_address(w, in, 1, i, in.imm[3] >> 8 & 0xff) + in.imm[1];
+  uint64_t to = base_address(w, in, 0, i, in.imm[3] & 0xff) + in.imm[0],
+           from = base_address(w, in, 1, i, in.imm[3] >> 8 & 0xff) + in.imm[1];
   Place s = locate(w, in, i, from, kShared, 128, false, 128);
   require_defined(w, in, i, s, 128);
   note_read(w, in, i, s, 128, Actor());
@@ -307,8 +340,9 @@ void map_copy(Warp& w, const Insn& in, Mask m) {
 }
 
 const Register handlers{
-    {"bulk.tensor.load", tensor_load}, {"bulk.tensor.store", tensor_store}, {"bulk.load", bulk_load}, {"bulk.store", bulk_store},
-    {"bulk.commit", bulk_commit}, {"bulk.wait", bulk_wait}, {"tensormap.replace", map_replace}, {"tensormap.copy", map_copy},
+    {"bulk.tensor.load", tensor_load},  {"bulk.tensor.store", tensor_store}, {"bulk.load", bulk_load},
+    {"bulk.store", bulk_store},         {"bulk.commit", bulk_commit},        {"bulk.wait", bulk_wait},
+    {"tensormap.replace", map_replace}, {"tensormap.copy", map_copy},
 };
 
 }  // namespace

@@ -14,7 +14,9 @@ void bra(Warp& w, const Insn& in, Mask m) { branch(w, m, uint32_t(in.imm[0])); }
 void brx(Warp& w, const Insn& in, Mask m) {
   const uint32_t* index = src<uint32_t>(w, in, 0);
   each_lane(m, [&](int i) {
-    if (index[i] >= uint64_t(in.imm[1])) throw Fault{"out of range", format("branch index %u of %lld targets", index[i], static_cast<long long>(in.imm[1])), i};
+    if (index[i] >= uint64_t(in.imm[1]))
+      throw Fault{"out of range",
+                  format("branch index %u of %lld targets", index[i], static_cast<long long>(in.imm[1])), i};
   });
   uint32_t first = index[__builtin_ctz(m)];
   Mask same = 0;
@@ -32,7 +34,9 @@ void brx(Warp& w, const Insn& in, Mask m) {
 
 void exit_threads(Warp& w, const Insn&, Mask m) { exit_lanes(w, m); }
 void trap(Warp&, const Insn&, Mask m) { throw Fault{"trap", "the kernel executed trap", __builtin_ctz(m)}; }
-void assert_fail(Warp&, const Insn&, Mask m) { throw Fault{"device assertion", "assert() failed in the kernel", __builtin_ctz(m)}; }
+void assert_fail(Warp&, const Insn&, Mask m) {
+  throw Fault{"device assertion", "assert() failed in the kernel", __builtin_ctz(m)};
+}
 void sleep(Warp& w, const Insn&, Mask) { yield(w); }
 void nothing(Warp&, const Insn&, Mask) {}
 
@@ -45,23 +49,29 @@ void barrier(Warp& w, const Insn& in, Mask m) {
   uint32_t id = src<uint32_t>(w, in, 0)[__builtin_ctz(m)];
   if (id > 15) throw Fault{"out of range", format("barrier %u of 16", id), __builtin_ctz(m)};
   if (aligned && !gather_lanes(w, m, live_lanes(w))) return;
-  if (m != w.active) throw Fault{"barrier reached by part of a warp", "a barrier under a guard that differs between lanes", __builtin_ctz(m)};
+  if (m != w.active)
+    throw Fault{"barrier reached by part of a warp", "a barrier under a guard that differs between lanes",
+                __builtin_ctz(m)};
   const Launch& l = *w.launch;
   int expected = l.threads, arriving = __builtin_popcount(m);
   if (counted) {
     expected = int(src<uint32_t>(w, in, 1)[__builtin_ctz(m)]);
     if (expected % kLanes || expected == 0 || expected > l.nwarps * kLanes)
-      throw Fault{"invalid operand", format("barrier count %d in a block of %d threads", expected, l.threads), __builtin_ctz(m)};
+      throw Fault{"invalid operand", format("barrier count %d in a block of %d threads", expected, l.threads),
+                  __builtin_ctz(m)};
     arriving = kLanes;
     // a barrier counts warps: lanes that do not exist count as arrived, lanes that have exited do not
     if (m != w.exists) arriving = __builtin_popcount(m);
   }
   BarrierState& b = w.block->barriers[id];
   if (b.arrived && b.expected != expected)
-    throw Fault{"invalid operand", format("barrier %u with count %d, others arrived with count %d", id, expected, b.expected), __builtin_ctz(m)};
+    throw Fault{"invalid operand",
+                format("barrier %u with count %d, others arrived with count %d", id, expected, b.expected),
+                __builtin_ctz(m)};
   b.expected = expected;
   b.arrived += arriving;
-  if (b.arrived > expected) throw Fault{"invalid operand", format("more than %d threads at barrier %u", expected, id), __builtin_ctz(m)};
+  if (b.arrived > expected)
+    throw Fault{"invalid operand", format("more than %d threads at barrier %u", expected, id), __builtin_ctz(m)};
   if (kind >= kRedPopc) {
     Mask p = pred(w, in.ops[in.ndst + in.nsrc - 1]);
     if (in.imm[3]) p = ~p;
@@ -100,8 +110,16 @@ void memory_fence(Warp& w, const Insn& in, Mask) { fence(w, scope_of(in), order_
 void proxy_fence(Warp& w, const Insn&, Mask) { w.proxy.join(w.vc); }
 
 const Register handlers{
-    {"bra", bra}, {"brx", brx}, {"exit", exit_threads}, {"trap", trap}, {"assertfail", assert_fail}, {"nanosleep", sleep},
-    {"nop", nothing}, {"barrier", barrier}, {"fence", memory_fence}, {"fence.proxy.async", proxy_fence},
+    {"bra", bra},
+    {"brx", brx},
+    {"exit", exit_threads},
+    {"trap", trap},
+    {"assertfail", assert_fail},
+    {"nanosleep", sleep},
+    {"nop", nothing},
+    {"barrier", barrier},
+    {"fence", memory_fence},
+    {"fence.proxy.async", proxy_fence},
 };
 
 }  // namespace

@@ -16,16 +16,24 @@ IntType int_type(int64_t code) { return {int(code & 0xff), bool(code >> 8 & 1)};
 
 uint64_t read_int(const Warp& w, const Insn& in, int i, int lane, int reg_bytes) {
   switch (reg_bytes) {
-    case 2: return src<uint16_t>(w, in, i)[lane];
-    case 4: return src<uint32_t>(w, in, i)[lane];
-    default: return src<uint64_t>(w, in, i)[lane];
+    case 2:
+      return src<uint16_t>(w, in, i)[lane];
+    case 4:
+      return src<uint32_t>(w, in, i)[lane];
+    default:
+      return src<uint64_t>(w, in, i)[lane];
   }
 }
 void write_int(const Warp& w, const Insn& in, int lane, int reg_bytes, uint64_t v) {
   switch (reg_bytes) {
-    case 2: dst<uint16_t>(w, in, 0)[lane] = uint16_t(v); break;
-    case 4: dst<uint32_t>(w, in, 0)[lane] = uint32_t(v); break;
-    default: dst<uint64_t>(w, in, 0)[lane] = v;
+    case 2:
+      dst<uint16_t>(w, in, 0)[lane] = uint16_t(v);
+      break;
+    case 4:
+      dst<uint32_t>(w, in, 0)[lane] = uint32_t(v);
+      break;
+    default:
+      dst<uint64_t>(w, in, 0)[lane] = v;
   }
 }
 __int128 extend(uint64_t v, IntType t) {
@@ -51,20 +59,28 @@ void int_to_int(Warp& w, const Insn& in, Mask m) {
 
 double round_integral(double x, int mode) {
   switch (mode) {
-    case kNearestEven: return std::nearbyint(x);
-    case kToZero: return std::trunc(x);
-    case kDown: return std::floor(x);
-    default: return std::ceil(x);
+    case kNearestEven:
+      return std::nearbyint(x);
+    case kToZero:
+      return std::trunc(x);
+    case kDown:
+      return std::floor(x);
+    default:
+      return std::ceil(x);
   }
 }
 
 enum FloatCode { kCodeF16, kCodeBf16, kCodeF32, kCodeF64, kCodeTf32 };
 double read_float(const Warp& w, const Insn& in, int op, int lane, int code) {
   switch (code) {
-    case kCodeF16: return f16_to_float(src<uint16_t>(w, in, op)[lane]);
-    case kCodeBf16: return bf16_to_float(src<uint16_t>(w, in, op)[lane]);
-    case kCodeF32: return src<float>(w, in, op)[lane];
-    default: return src<double>(w, in, op)[lane];
+    case kCodeF16:
+      return f16_to_float(src<uint16_t>(w, in, op)[lane]);
+    case kCodeBf16:
+      return bf16_to_float(src<uint16_t>(w, in, op)[lane]);
+    case kCodeF32:
+      return src<float>(w, in, op)[lane];
+    default:
+      return src<double>(w, in, op)[lane];
   }
 }
 // Rounds a double to the format in the mode of the flags; `x` is exact or rounded to odd.
@@ -74,16 +90,20 @@ uint64_t pack_float(double x, int code, uint64_t flags) {
   if (flags & kRelu && x == 0) x = 0.0;
   if (flags & kSat && code != kCodeTf32) x = saturate(x);
   switch (code) {
-    case kCodeF16: return encode(x, kF16, mode);
-    case kCodeBf16: return encode(x, kBf16, mode);
-    case kCodeTf32: return x != x ? 0x7fffffffu : encode(x, kTf32, mode, flags & kSat) << 13;
+    case kCodeF16:
+      return encode(x, kF16, mode);
+    case kCodeBf16:
+      return encode(x, kBf16, mode);
+    case kCodeTf32:
+      return x != x ? 0x7fffffffu : encode(x, kTf32, mode, flags & kSat) << 13;
     case kCodeF32: {
       Rounding rounding(mode);
       volatile double exact = x;
       float f = float(exact);
       return bits<uint32_t>(canonical(flags & kFtz ? flush(f) : f));
     }
-    default: return bits<uint64_t>(x);
+    default:
+      return bits<uint64_t>(x);
   }
 }
 
@@ -121,7 +141,10 @@ void float_to_int(Warp& w, const Insn& in, Mask m) {
       r = from != kCodeF64 && to.bits != 64 ? 0 : uint64_t(1) << (to.bits - 1);
     } else {
       x = round_integral(x, mode);
-      r = x >= top ? uint64_t(highest(to)) : x <= low ? uint64_t(lowest(to)) : x < 0 ? uint64_t(int64_t(x)) : uint64_t(x);
+      r = x >= top   ? uint64_t(highest(to))
+          : x <= low ? uint64_t(lowest(to))
+          : x < 0    ? uint64_t(int64_t(x))
+                     : uint64_t(x);
     }
     write_int(w, in, i, int(in.imm[3]), r);
   });
@@ -166,8 +189,9 @@ void pack_pair(Warp& w, const Insn& in, Mask m) {
   int to = int(in.imm[0]);
   const float *a = src<float>(w, in, 0), *b = src<float>(w, in, 1);
   if (to == kCodeBf16 && in.flags == 0) {
-    map_lanes(m, dst<uint32_t>(w, in, 0),
-              [](float x, float y) { return uint32_t(float_to_bf16(x)) << 16 | float_to_bf16(y); }, a, b);
+    map_lanes(
+        m, dst<uint32_t>(w, in, 0),
+        [](float x, float y) { return uint32_t(float_to_bf16(x)) << 16 | float_to_bf16(y); }, a, b);
     return;
   }
   uint32_t* d = dst<uint32_t>(w, in, 0);
@@ -185,7 +209,9 @@ uint32_t encode8(double x, const Insn& in) {
 }
 void float_to_fp8x2(Warp& w, const Insn& in, Mask m) {
   const float *a = src<float>(w, in, 0), *b = src<float>(w, in, 1);
-  map_lanes(m, dst<uint16_t>(w, in, 0), [&](float x, float y) { return uint16_t(encode8(x, in) << 8 | encode8(y, in)); }, a, b);
+  map_lanes(
+      m, dst<uint16_t>(w, in, 0), [&](float x, float y) { return uint16_t(encode8(x, in) << 8 | encode8(y, in)); }, a,
+      b);
 }
 void f16x2_to_fp8x2(Warp& w, const Insn& in, Mask m) {
   map1<uint16_t, uint32_t>(w, in, m, [&](uint32_t a) {
@@ -221,9 +247,15 @@ void pack_int(Warp& w, const Insn& in, Mask m) {
 }
 
 const Register conversions{
-    {"cvt.int.int", int_to_int}, {"cvt.float.float", float_to_float}, {"cvt.float.int", float_to_int},
-    {"cvt.int.float", int_to_float}, {"cvt.pair", pack_pair}, {"cvt.fp8x2.f32", float_to_fp8x2},
-    {"cvt.fp8x2.f16x2", f16x2_to_fp8x2}, {"cvt.f16x2.fp8x2", fp8x2_to_f16x2}, {"cvt.pack", pack_int},
+    {"cvt.int.int", int_to_int},
+    {"cvt.float.float", float_to_float},
+    {"cvt.float.int", float_to_int},
+    {"cvt.int.float", int_to_float},
+    {"cvt.pair", pack_pair},
+    {"cvt.fp8x2.f32", float_to_fp8x2},
+    {"cvt.fp8x2.f16x2", f16x2_to_fp8x2},
+    {"cvt.f16x2.fp8x2", fp8x2_to_f16x2},
+    {"cvt.pack", pack_int},
 };
 
 }  // namespace

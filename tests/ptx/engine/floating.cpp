@@ -22,7 +22,8 @@ struct F64 {
   static Bits store(Num x) { return x; }
   static Num fma(Num a, Num b, Num c) { return std::fma(a, b, c); }
 };
-// 16-bit formats compute in float: its 24 bits are at least twice theirs plus 2, so +, -, * rounded twice are rounded once.
+// 16-bit formats compute in float: its 24 bits are at least twice theirs plus 2, so +, -, * rounded twice are rounded
+// once.
 template <class Format16>
 struct Narrow {
   using Bits = uint16_t;
@@ -51,22 +52,31 @@ void apply(Warp& w, const Insn& in, Mask m, F f, S... s) {
   }
   Rounding rounding(int(flags & kRoundMask));
   if (std::is_same<T, F16>::value || std::is_same<T, Bf16>::value) {
-    map_lanes(m, d, [=](auto... x) {
-      float r = flags & kFtz ? flush_to<T>(f(flush_to<T>(T::load(x))...)) : f(T::load(x)...);
-      if (flags & kSat) r = saturate(r);
-      if (flags & kRelu) r = r != r ? r : std::max(r, 0.0f);
-      return T::store(r);
-    }, s...);
+    map_lanes(
+        m, d,
+        [=](auto... x) {
+          float r = flags & kFtz ? flush_to<T>(f(flush_to<T>(T::load(x))...)) : f(T::load(x)...);
+          if (flags & kSat) r = saturate(r);
+          if (flags & kRelu) r = r != r ? r : std::max(r, 0.0f);
+          return T::store(r);
+        },
+        s...);
   } else if (flags & kFtz) {
-    map_lanes(m, d, [=](auto... x) {
-      auto r = flush(f(flush(T::load(x))...));
-      return T::store(flags & kSat ? saturate(r) : r);
-    }, s...);
+    map_lanes(
+        m, d,
+        [=](auto... x) {
+          auto r = flush(f(flush(T::load(x))...));
+          return T::store(flags & kSat ? saturate(r) : r);
+        },
+        s...);
   } else {
-    map_lanes(m, d, [=](auto... x) {
-      auto r = f(T::load(x)...);
-      return T::store(flags & kSat ? saturate(r) : r);
-    }, s...);
+    map_lanes(
+        m, d,
+        [=](auto... x) {
+          auto r = f(T::load(x)...);
+          return T::store(flags & kSat ? saturate(r) : r);
+        },
+        s...);
   }
 }
 template <class T>
@@ -74,20 +84,75 @@ const typename T::Bits* arg(Warp& w, const Insn& in, int i) {
   return src<typename T::Bits>(w, in, i);
 }
 
-struct Add { template <class N> N operator()(N a, N b) const { return a + b; } };
-struct Sub { template <class N> N operator()(N a, N b) const { return a - b; } };
-struct Mul { template <class N> N operator()(N a, N b) const { return a * b; } };
-struct Div { template <class N> N operator()(N a, N b) const { return a / b; } };
-struct Neg { template <class N> N operator()(N a) const { return -a; } };
-struct Abs { template <class N> N operator()(N a) const { return std::fabs(a); } };
-struct Rcp { template <class N> N operator()(N a) const { return N(1) / a; } };
-struct Sqrt { template <class N> N operator()(N a) const { return std::sqrt(a); } };
-struct Rsqrt { template <class N> N operator()(N a) const { return N(1.0 / std::sqrt(double(a))); } };
-struct Sin { float operator()(float a) const { return float(std::sin(double(a))); } };
-struct Cos { float operator()(float a) const { return float(std::cos(double(a))); } };
-struct Lg2 { float operator()(float a) const { return std::log2(a); } };
-struct Ex2 { float operator()(float a) const { return std::exp2(a); } };
-struct Tanh { float operator()(float a) const { return std::tanh(a); } };
+struct Add {
+  template <class N>
+  N operator()(N a, N b) const {
+    return a + b;
+  }
+};
+struct Sub {
+  template <class N>
+  N operator()(N a, N b) const {
+    return a - b;
+  }
+};
+struct Mul {
+  template <class N>
+  N operator()(N a, N b) const {
+    return a * b;
+  }
+};
+struct Div {
+  template <class N>
+  N operator()(N a, N b) const {
+    return a / b;
+  }
+};
+struct Neg {
+  template <class N>
+  N operator()(N a) const {
+    return -a;
+  }
+};
+struct Abs {
+  template <class N>
+  N operator()(N a) const {
+    return std::fabs(a);
+  }
+};
+struct Rcp {
+  template <class N>
+  N operator()(N a) const {
+    return N(1) / a;
+  }
+};
+struct Sqrt {
+  template <class N>
+  N operator()(N a) const {
+    return std::sqrt(a);
+  }
+};
+struct Rsqrt {
+  template <class N>
+  N operator()(N a) const {
+    return N(1.0 / std::sqrt(double(a)));
+  }
+};
+struct Sin {
+  float operator()(float a) const { return float(std::sin(double(a))); }
+};
+struct Cos {
+  float operator()(float a) const { return float(std::cos(double(a))); }
+};
+struct Lg2 {
+  float operator()(float a) const { return std::log2(a); }
+};
+struct Ex2 {
+  float operator()(float a) const { return std::exp2(a); }
+};
+struct Tanh {
+  float operator()(float a) const { return std::tanh(a); }
+};
 // .approx division gives 0 for a divisor in (2^126, 2^128), NaN if the dividend is infinite
 struct DivApprox {
   float operator()(float a, float b) const {
@@ -133,9 +198,13 @@ uint16_t flip_sign(uint16_t a) { return a ^ 0x8000; }
 uint16_t clear_sign(uint16_t a) { return a & 0x7fff; }
 
 template <class T, class F>
-void unary(Warp& w, const Insn& in, Mask m, F f) { apply<T>(w, in, m, f, arg<T>(w, in, 0)); }
+void unary(Warp& w, const Insn& in, Mask m, F f) {
+  apply<T>(w, in, m, f, arg<T>(w, in, 0));
+}
 template <class T, class F>
-void binary(Warp& w, const Insn& in, Mask m, F f) { apply<T>(w, in, m, f, arg<T>(w, in, 0), arg<T>(w, in, 1)); }
+void binary(Warp& w, const Insn& in, Mask m, F f) {
+  apply<T>(w, in, m, f, arg<T>(w, in, 0), arg<T>(w, in, 1));
+}
 template <class T, class F>
 void ternary(Warp& w, const Insn& in, Mask m, F f) {
   apply<T>(w, in, m, f, arg<T>(w, in, 0), arg<T>(w, in, 1), arg<T>(w, in, 2));
@@ -217,52 +286,107 @@ void test_property(Warp& w, const Insn& in, Mask m) {
     B exp = a[i] >> kMant & top, mant = a[i] & ((B(1) << kMant) - 1);
     bool v = false;
     switch (in.imm[0]) {
-      case 0: v = exp != top; break;                            // finite
-      case 1: v = exp == top && mant == 0; break;               // infinite
-      case 2: v = !(exp == top && mant != 0); break;            // number
-      case 3: v = exp == top && mant != 0; break;               // notanumber
-      case 4: v = (exp != 0 && exp != top) || (exp == 0 && mant == 0); break;  // normal: zero counts as one
-      case 5: v = exp == 0 && mant != 0; break;                 // subnormal
+      case 0:
+        v = exp != top;
+        break;  // finite
+      case 1:
+        v = exp == top && mant == 0;
+        break;  // infinite
+      case 2:
+        v = !(exp == top && mant != 0);
+        break;  // number
+      case 3:
+        v = exp == top && mant != 0;
+        break;  // notanumber
+      case 4:
+        v = (exp != 0 && exp != top) || (exp == 0 && mant == 0);
+        break;  // normal: zero counts as one
+      case 5:
+        v = exp == 0 && mant != 0;
+        break;  // subnormal
     }
     r |= uint32_t(v) << i;
   });
   set_pred(w, in.ops[0], m, r);
 }
 
-#define H [](Warp & w, const Insn& in, Mask m)
-#define UNARY(key, T, F) {key, H { unary<T>(w, in, m, F()); }}
-#define BINARY(key, T, F) {key, H { binary<T>(w, in, m, F()); }}
-#define PAIR1(key, T, F) {key, H { halves<1>(w, in, m, H { unary<T>(w, in, m, F()); }); }}
-#define PAIR2(key, T, F) {key, H { halves<2>(w, in, m, H { binary<T>(w, in, m, F()); }); }}
-#define BASIC(t, T) BINARY("add." t, T, Add), BINARY("sub." t, T, Sub), BINARY("mul." t, T, Mul), {"minmax." t, min_max<T>}
+#define H [](Warp& w, const Insn& in, Mask m)
+#define UNARY(key, T, F)           \
+  {key, H{unary<T>(w, in, m, F()); \
+  }                                \
+  }
+#define BINARY(key, T, F)           \
+  {key, H{binary<T>(w, in, m, F()); \
+  }                                 \
+  }
+#define PAIR1(key, T, F)                                       \
+  {key, H{halves<1>(w, in, m, H { unary<T>(w, in, m, F()); }); \
+  }                                                            \
+  }
+#define PAIR2(key, T, F)                                        \
+  {key, H{halves<2>(w, in, m, H { binary<T>(w, in, m, F()); }); \
+  }                                                             \
+  }
+#define BASIC(t, T) \
+  BINARY("add." t, T, Add), BINARY("sub." t, T, Sub), BINARY("mul." t, T, Mul), { "minmax." t, min_max<T> }
 
-const Register float_handlers{
-    BASIC("f32", F32), BASIC("f64", F64), BASIC("f16", F16), BASIC("bf16", Bf16),
-    PAIR2("add.f16x2", F16, Add), PAIR2("sub.f16x2", F16, Sub), PAIR2("mul.f16x2", F16, Mul),
-    PAIR2("add.bf16x2", Bf16, Add), PAIR2("sub.bf16x2", Bf16, Sub), PAIR2("mul.bf16x2", Bf16, Mul),
-    {"minmax.f16x2", H { halves<2>(w, in, m, min_max<F16>); }}, {"minmax.bf16x2", H { halves<2>(w, in, m, min_max<Bf16>); }},
-    {"fma.f32", fma_op<F32>}, {"fma.f64", fma_op<F64>}, {"fma.f16", fma_narrow<Half>}, {"fma.bf16", fma_narrow<Brain>},
-    {"fma.f16x2", H { halves<3>(w, in, m, fma_narrow<Half>); }}, {"fma.bf16x2", H { halves<3>(w, in, m, fma_narrow<Brain>); }},
-    BINARY("div.f32", F32, Div), BINARY("div.f64", F64, Div), BINARY("div.approx.f32", F32, DivApprox),
+const Register float_handlers{BASIC("f32", F32), BASIC("f64", F64), BASIC("f16", F16), BASIC("bf16", Bf16),
+                              PAIR2("add.f16x2", F16, Add), PAIR2("sub.f16x2", F16, Sub), PAIR2("mul.f16x2", F16, Mul),
+                              PAIR2("add.bf16x2", Bf16, Add), PAIR2("sub.bf16x2", Bf16, Sub),
+                              PAIR2("mul.bf16x2", Bf16, Mul), {"minmax.f16x2", H{halves<2>(w, in, m, min_max<F16>);
+}  // namespace
+}  // namespace ptx
+, {"minmax.bf16x2", H{halves<2>(w, in, m, min_max<Bf16>);
+}
+}
+, {"fma.f32", fma_op<F32>}, {"fma.f64", fma_op<F64>}, {"fma.f16", fma_narrow<Half>}, {"fma.bf16", fma_narrow<Brain>},
+    {"fma.f16x2", H{halves<3>(w, in, m, fma_narrow<Half>);
+}
+}
+, {"fma.bf16x2", H{halves<3>(w, in, m, fma_narrow<Brain>);
+}
+}
+, BINARY("div.f32", F32, Div), BINARY("div.f64", F64, Div), BINARY("div.approx.f32", F32, DivApprox),
     UNARY("neg.f32", F32, Neg), UNARY("neg.f64", F64, Neg), UNARY("abs.f32", F32, Abs), UNARY("abs.f64", F64, Abs),
-    {"neg.16", H { map1<uint16_t, uint16_t>(w, in, m, flip_sign); }},
-    {"abs.16", H { map1<uint16_t, uint16_t>(w, in, m, clear_sign); }},
-    {"neg.16x2", H { map1<uint32_t, uint32_t>(w, in, m, [](uint32_t a) { return a ^ 0x80008000u; }); }},
-    {"abs.16x2", H { map1<uint32_t, uint32_t>(w, in, m, [](uint32_t a) { return a & 0x7fff7fffu; }); }},
-    UNARY("rcp.f32", F32, Rcp), UNARY("rcp.f64", F64, Rcp), UNARY("sqrt.f32", F32, Sqrt), UNARY("sqrt.f64", F64, Sqrt),
-    UNARY("rsqrt.f32", F32, Rsqrt), UNARY("rsqrt.f64", F64, Rsqrt), UNARY("sin.f32", F32, Sin), UNARY("cos.f32", F32, Cos),
-    UNARY("lg2.f32", F32, Lg2), UNARY("ex2.f32", F32, Ex2), UNARY("tanh.f32", F32, Tanh),
-    UNARY("ex2.f16", F16, Ex2), UNARY("ex2.bf16", Bf16, Ex2), UNARY("tanh.f16", F16, Tanh), UNARY("tanh.bf16", Bf16, Tanh),
-    PAIR1("ex2.f16x2", F16, Ex2), PAIR1("ex2.bf16x2", Bf16, Ex2), PAIR1("tanh.f16x2", F16, Tanh),
-    PAIR1("tanh.bf16x2", Bf16, Tanh),
-    {"add.f32x2", H { pair32(w, in, m, [](float a, float b, float) { return a + b; }); }},
-    {"sub.f32x2", H { pair32(w, in, m, [](float a, float b, float) { return a - b; }); }},
-    {"mul.f32x2", H { pair32(w, in, m, [](float a, float b, float) { return a * b; }); }},
-    {"fma.f32x2", H { pair32(w, in, m, [](float a, float b, float c) { return std::fma(a, b, c); }); }},
-    {"copysign.f32", H { map2<float, float, float>(w, in, m, [](float a, float b) { return std::copysign(b, a); }); }},
-    {"copysign.f64", H { map2<double, double, double>(w, in, m, [](double a, double b) { return std::copysign(b, a); }); }},
-    {"testp.f32", test_property<uint32_t, 8, 23>}, {"testp.f64", test_property<uint64_t, 11, 52>},
-};
+    {"neg.16", H{map1<uint16_t, uint16_t>(w, in, m, flip_sign);
+}
+}
+, {"abs.16", H{map1<uint16_t, uint16_t>(w, in, m, clear_sign);
+}
+}
+, {"neg.16x2", H{map1<uint32_t, uint32_t>(w, in, m, [](uint32_t a) { return a ^ 0x80008000u; });
+}
+}
+, {"abs.16x2", H{map1<uint32_t, uint32_t>(w, in, m, [](uint32_t a) { return a & 0x7fff7fffu; });
+}
+}
+, UNARY("rcp.f32", F32, Rcp), UNARY("rcp.f64", F64, Rcp), UNARY("sqrt.f32", F32, Sqrt), UNARY("sqrt.f64", F64, Sqrt),
+    UNARY("rsqrt.f32", F32, Rsqrt), UNARY("rsqrt.f64", F64, Rsqrt), UNARY("sin.f32", F32, Sin),
+    UNARY("cos.f32", F32, Cos), UNARY("lg2.f32", F32, Lg2), UNARY("ex2.f32", F32, Ex2), UNARY("tanh.f32", F32, Tanh),
+    UNARY("ex2.f16", F16, Ex2), UNARY("ex2.bf16", Bf16, Ex2), UNARY("tanh.f16", F16, Tanh),
+    UNARY("tanh.bf16", Bf16, Tanh), PAIR1("ex2.f16x2", F16, Ex2), PAIR1("ex2.bf16x2", Bf16, Ex2),
+    PAIR1("tanh.f16x2", F16, Tanh), PAIR1("tanh.bf16x2", Bf16, Tanh),
+    {"add.f32x2", H{pair32(w, in, m, [](float a, float b, float) { return a + b; });
+}
+}
+, {"sub.f32x2", H{pair32(w, in, m, [](float a, float b, float) { return a - b; });
+}
+}
+, {"mul.f32x2", H{pair32(w, in, m, [](float a, float b, float) { return a * b; });
+}
+}
+, {"fma.f32x2", H{pair32(w, in, m, [](float a, float b, float c) { return std::fma(a, b, c); });
+}
+}
+, {"copysign.f32", H{map2<float, float, float>(w, in, m, [](float a, float b) { return std::copysign(b, a); });
+}
+}
+, {"copysign.f64", H{map2<double, double, double>(w, in, m, [](double a, double b) { return std::copysign(b, a); });
+}
+}
+, {"testp.f32", test_property<uint32_t, 8, 23>}, {"testp.f64", test_property<uint64_t, 11, 52>},
+}
+;
 
 }  // namespace
 }  // namespace ptx

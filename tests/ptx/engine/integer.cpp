@@ -104,12 +104,23 @@ uint32_t permute(uint32_t a, uint32_t b, uint32_t c, int mode) {
         if (sel & 8) v = v & 0x80 ? 0xff : 0;
         break;
       }
-      case 1: v = byte(s + i); break;                              // f4e
-      case 2: v = byte(int(s) - i + 8); break;                     // b4e
-      case 3: v = byte(s); break;                                  // rc8
-      case 4: v = byte(std::max<uint32_t>(s, i)); break;           // ecl
-      case 5: v = byte(std::min<uint32_t>(s, i)); break;           // ecr
-      default: v = byte(i & 1 ? (s & 1) * 2 + 1 : (s & 1) * 2);    // rc16
+      case 1:
+        v = byte(s + i);
+        break;  // f4e
+      case 2:
+        v = byte(int(s) - i + 8);
+        break;  // b4e
+      case 3:
+        v = byte(s);
+        break;  // rc8
+      case 4:
+        v = byte(std::max<uint32_t>(s, i));
+        break;  // ecl
+      case 5:
+        v = byte(std::min<uint32_t>(s, i));
+        break;  // ecr
+      default:
+        v = byte(i & 1 ? (s & 1) * 2 + 1 : (s & 1) * 2);  // rc16
     }
     r |= v << (8 * i);
   }
@@ -189,20 +200,29 @@ void pair16(Warp& w, const Insn& in, Mask m, F f) {
   });
 }
 
-#define H [](Warp & w, const Insn& in, Mask m)
-#define UN(key, D, A, expr) {key, H { map1<D, A>(w, in, m, [](A a) { return D(expr); }); }}
-#define BIN(key, D, A, B, expr) {key, H { map2<D, A, B>(w, in, m, [](A a, B b) { return D(expr); }); }}
-#define TER(key, D, A, B, C, expr) {key, H { map3<D, A, B, C>(w, in, m, [](A a, B b, C c) { return D(expr); }); }}
+#define H [](Warp& w, const Insn& in, Mask m)
+#define UN(key, D, A, expr)                                  \
+  {key, H{map1<D, A>(w, in, m, [](A a) { return D(expr); }); \
+  }                                                          \
+  }
+#define BIN(key, D, A, B, expr)                                      \
+  {key, H{map2<D, A, B>(w, in, m, [](A a, B b) { return D(expr); }); \
+  }                                                                  \
+  }
+#define TER(key, D, A, B, C, expr)                                           \
+  {key, H{map3<D, A, B, C>(w, in, m, [](A a, B b, C c) { return D(expr); }); \
+  }                                                                          \
+  }
 
-#define ARITHMETIC(t, T, U)                                                                                   \
-  BIN("add." t, T, U, U, a + b), BIN("sub." t, T, U, U, a - b), BIN("mul.lo." t, T, U, U, uint64_t(a) * b),    \
-      BIN("mul.hi." t, T, T, T, high<T>(a, b)), TER("mad.lo." t, T, U, U, U, uint64_t(a) * b + c),             \
-      TER("mad.hi." t, T, T, T, U, U(high<T>(a, b)) + c), BIN("div." t, T, T, T, quotient<T>(a, b)),           \
-      BIN("rem." t, T, T, T, remainder_of<T>(a, b)), BIN("min." t, T, T, T, std::min(a, b)),                   \
+#define ARITHMETIC(t, T, U)                                                                                 \
+  BIN("add." t, T, U, U, a + b), BIN("sub." t, T, U, U, a - b), BIN("mul.lo." t, T, U, U, uint64_t(a) * b), \
+      BIN("mul.hi." t, T, T, T, high<T>(a, b)), TER("mad.lo." t, T, U, U, U, uint64_t(a) * b + c),          \
+      TER("mad.hi." t, T, T, T, U, U(high<T>(a, b)) + c), BIN("div." t, T, T, T, quotient<T>(a, b)),        \
+      BIN("rem." t, T, T, T, remainder_of<T>(a, b)), BIN("min." t, T, T, T, std::min(a, b)),                \
       BIN("max." t, T, T, T, std::max(a, b)), TER("sad." t, T, T, T, U, c + U(a < b ? U(b) - U(a) : U(a) - U(b)))
 #define SIGNED(t, T, U) UN("abs." t, T, T, a < 0 ? U(0) - U(a) : U(a)), UN("neg." t, T, U, U(0) - a)
-#define WIDE(t, W, T)                                        \
-  BIN("mul.wide." t, W, T, T, W(a) * W(b)),                  \
+#define WIDE(t, W, T)                       \
+  BIN("mul.wide." t, W, T, T, W(a) * W(b)), \
       TER("mad.wide." t, W, T, T, W, std::make_unsigned_t<W>(W(a) * W(b)) + std::make_unsigned_t<W>(c))
 
 const Register arithmetic{
@@ -210,8 +230,7 @@ const Register arithmetic{
     ARITHMETIC("s32", int32_t, uint32_t), ARITHMETIC("u64", uint64_t, uint64_t), ARITHMETIC("s64", int64_t, uint64_t),
     SIGNED("s16", int16_t, uint16_t), SIGNED("s32", int32_t, uint32_t), SIGNED("s64", int64_t, uint64_t),
     WIDE("u16", uint32_t, uint16_t), WIDE("s16", int32_t, int16_t), WIDE("u32", uint64_t, uint32_t),
-    WIDE("s32", int64_t, int32_t),
-    BIN("add.sat.s32", int32_t, int32_t, int32_t, clamp_s32(int64_t(a) + b)),
+    WIDE("s32", int64_t, int32_t), BIN("add.sat.s32", int32_t, int32_t, int32_t, clamp_s32(int64_t(a) + b)),
     BIN("sub.sat.s32", int32_t, int32_t, int32_t, clamp_s32(int64_t(a) - b)),
     TER("mad.hi.sat.s32", int32_t, int32_t, int32_t, int32_t, clamp_s32(int64_t(high<int32_t>(a, b)) + c)),
     BIN("min.relu.s32", int32_t, int32_t, int32_t, std::max(std::min(a, b), 0)),
@@ -224,33 +243,46 @@ const Register arithmetic{
     TER("mad24.hi.u32", uint32_t, uint32_t, uint32_t, uint32_t, (uint64_t(a & 0xffffff) * (b & 0xffffff) >> 16) + c),
     TER("mad24.lo.s32", int32_t, uint32_t, uint32_t, uint32_t, int64_t(sext24(a)) * sext24(b) + c),
     TER("mad24.hi.s32", int32_t, uint32_t, uint32_t, uint32_t, (int64_t(sext24(a)) * sext24(b) >> 16) + c),
-    {"add.u16x2", H { pair16<uint16_t>(w, in, m, [](uint16_t a, uint16_t b) { return a + b; }); }},
-    {"add.s16x2", H { pair16<int16_t>(w, in, m, [](int16_t a, int16_t b) { return a + b; }); }},
-    {"min.u16x2", H { pair16<uint16_t>(w, in, m, [](uint16_t a, uint16_t b) { return std::min(a, b); }); }},
-    {"min.s16x2", H { pair16<int16_t>(w, in, m, [](int16_t a, int16_t b) { return std::min(a, b); }); }},
-    {"max.u16x2", H { pair16<uint16_t>(w, in, m, [](uint16_t a, uint16_t b) { return std::max(a, b); }); }},
-    {"max.s16x2", H { pair16<int16_t>(w, in, m, [](int16_t a, int16_t b) { return std::max(a, b); }); }},
-    {"addcarry.32", add_carry<uint32_t>}, {"addcarry.64", add_carry<uint64_t>},
-    {"madcarry.u32", mad_carry<uint32_t>}, {"madcarry.s32", mad_carry<int32_t>},
-    {"madcarry.u64", mad_carry<uint64_t>}, {"madcarry.s64", mad_carry<int64_t>},
+    {"add.u16x2", H{pair16<uint16_t>(w, in, m, [](uint16_t a, uint16_t b) { return a + b; });
+}  // namespace
+}  // namespace ptx
+, {"add.s16x2", H{pair16<int16_t>(w, in, m, [](int16_t a, int16_t b) { return a + b; });
+}
+}
+, {"min.u16x2", H{pair16<uint16_t>(w, in, m, [](uint16_t a, uint16_t b) { return std::min(a, b); });
+}
+}
+, {"min.s16x2", H{pair16<int16_t>(w, in, m, [](int16_t a, int16_t b) { return std::min(a, b); });
+}
+}
+, {"max.u16x2", H{pair16<uint16_t>(w, in, m, [](uint16_t a, uint16_t b) { return std::max(a, b); });
+}
+}
+, {"max.s16x2", H{pair16<int16_t>(w, in, m, [](int16_t a, int16_t b) { return std::max(a, b); });
+}
+}
+, {"addcarry.32", add_carry<uint32_t>}, {"addcarry.64", add_carry<uint64_t>}, {"madcarry.u32", mad_carry<uint32_t>},
+    {"madcarry.s32", mad_carry<int32_t>}, {"madcarry.u64", mad_carry<uint64_t>}, {"madcarry.s64", mad_carry<int64_t>},
     TER("dp4a.u32.u32", uint32_t, uint32_t, uint32_t, uint32_t, dot4(a, b, false, false) + c),
     TER("dp4a.u32.s32", uint32_t, uint32_t, uint32_t, uint32_t, dot4(a, b, false, true) + c),
     TER("dp4a.s32.u32", uint32_t, uint32_t, uint32_t, uint32_t, dot4(a, b, true, false) + c),
     TER("dp4a.s32.s32", uint32_t, uint32_t, uint32_t, uint32_t, dot4(a, b, true, true) + c),
-    {"dp2a",
-     H {
-       bool hi = in.imm[0], sa = in.imm[1], sb = in.imm[2];
-       map3<uint32_t, uint32_t, uint32_t, uint32_t>(
-           w, in, m, [=](uint32_t a, uint32_t b, uint32_t c) { return uint32_t(dot2(a, b, hi, sa, sb) + c); });
-     }},
-};
+    {"dp2a", H{bool hi = in.imm[0], sa = in.imm[1], sb = in.imm[2];
+map3<uint32_t, uint32_t, uint32_t, uint32_t>(w, in, m, [=](uint32_t a, uint32_t b, uint32_t c) {
+  return uint32_t(dot2(a, b, hi, sa, sb) + c);
+});
+}
+}
+,
+}
+;
 
-#define LOGIC(t, T)                                                                                     \
-  BIN("and." t, T, T, T, a & b), BIN("or." t, T, T, T, a | b), BIN("xor." t, T, T, T, a ^ b), UN("not." t, T, T, ~a), \
+#define LOGIC(t, T)                                                                                                  \
+  BIN("and." t, T, T, T, a& b), BIN("or." t, T, T, T, a | b), BIN("xor." t, T, T, T, a ^ b), UN("not." t, T, T, ~a), \
       UN("cnot." t, T, T, a == 0), BIN("shl." t, T, T, uint32_t, shift_left<T>(a, b))
 #define SHIFT(t, T) BIN("shr." t, T, T, uint32_t, shift_right<T>(a, b))
-#define FIELD(t, T, U)                                                                      \
-  TER("bfe." t, T, T, uint32_t, uint32_t, bit_field_extract<T>(a, b, c)),                   \
+#define FIELD(t, T, U)                                                    \
+  TER("bfe." t, T, T, uint32_t, uint32_t, bit_field_extract<T>(a, b, c)), \
       UN("bfind." t, uint32_t, T, find_bit<T>(a, false)), UN("bfind.shiftamt." t, uint32_t, T, find_bit<T>(a, true))
 
 template <class T>
@@ -260,82 +292,80 @@ void insert_field(Warp& w, const Insn& in, Mask m) {
 }
 
 // and, or, xor, not of predicates: a predicate is one mask
-#define PREDICATE(key, expr)                                       \
-  {                                                                \
-    key, H {                                                       \
-      Mask a = pred(w, in.ops[1]), b = pred(w, in.ops[in.ndst + in.nsrc - 1]); \
-      (void)b;                                                     \
-      set_pred(w, in.ops[0], m, expr);                             \
-    }                                                              \
+#define PREDICATE(key, expr)                                                       \
+  {key, H{Mask a = pred(w, in.ops[1]), b = pred(w, in.ops[in.ndst + in.nsrc - 1]); \
+  (void)b;                                                                         \
+  set_pred(w, in.ops[0], m, expr);                                                 \
+  }                                                                                \
   }
 
 const Register logic{
-    LOGIC("b16", uint16_t), LOGIC("b32", uint32_t), LOGIC("b64", uint64_t),
-    SHIFT("b16", uint16_t), SHIFT("b32", uint32_t), SHIFT("b64", uint64_t), SHIFT("u16", uint16_t), SHIFT("u32", uint32_t),
+    LOGIC("b16", uint16_t), LOGIC("b32", uint32_t), LOGIC("b64", uint64_t), SHIFT("b16", uint16_t),
+    SHIFT("b32", uint32_t), SHIFT("b64", uint64_t), SHIFT("u16", uint16_t), SHIFT("u32", uint32_t),
     SHIFT("u64", uint64_t), SHIFT("s16", int16_t), SHIFT("s32", int32_t), SHIFT("s64", int64_t),
-    PREDICATE("and.pred", a & b), PREDICATE("or.pred", a | b), PREDICATE("xor.pred", a ^ b), PREDICATE("not.pred", ~a),
+    PREDICATE("and.pred", a& b), PREDICATE("or.pred", a | b), PREDICATE("xor.pred", a ^ b), PREDICATE("not.pred", ~a),
     FIELD("u32", uint32_t, uint32_t), FIELD("s32", int32_t, uint32_t), FIELD("u64", uint64_t, uint64_t),
-    FIELD("s64", int64_t, uint64_t),
-    {"bfi.b32", insert_field<uint32_t>}, {"bfi.b64", insert_field<uint64_t>},
-    UN("popc.b32", uint32_t, uint32_t, __builtin_popcount(a)), UN("popc.b64", uint32_t, uint64_t, __builtin_popcountll(a)),
-    UN("clz.b32", uint32_t, uint32_t, a ? __builtin_clz(a) : 32), UN("clz.b64", uint32_t, uint64_t, a ? __builtin_clzll(a) : 64),
-    UN("brev.b32", uint32_t, uint32_t, reverse32(a)),
+    FIELD("s64", int64_t, uint64_t), {"bfi.b32", insert_field<uint32_t>}, {"bfi.b64", insert_field<uint64_t>},
+    UN("popc.b32", uint32_t, uint32_t, __builtin_popcount(a)),
+    UN("popc.b64", uint32_t, uint64_t, __builtin_popcountll(a)),
+    UN("clz.b32", uint32_t, uint32_t, a ? __builtin_clz(a) : 32),
+    UN("clz.b64", uint32_t, uint64_t, a ? __builtin_clzll(a) : 64), UN("brev.b32", uint32_t, uint32_t, reverse32(a)),
     UN("brev.b64", uint64_t, uint64_t, uint64_t(reverse32(uint32_t(a))) << 32 | reverse32(uint32_t(a >> 32))),
     TER("fns.b32", uint32_t, uint32_t, uint32_t, int32_t, find_nth_set(a, b, c)),
-    {"szext",
-     H {
-       bool is_signed = in.imm[0], wrap = in.imm[1];
-       map2<uint32_t, uint32_t, uint32_t>(w, in, m, [=](uint32_t a, uint32_t n) {
-         n = wrap ? n & 31 : std::min(n, 32u);
-         if (n == 0) return 0u;
-         if (n == 32) return a;
-         uint32_t v = a & ((1u << n) - 1);
-         return is_signed && v >> (n - 1) & 1 ? v | ~0u << n : v;
-       });
-     }},
-    {"bmsk",
-     H {
-       bool wrap = in.imm[0];
-       map2<uint32_t, uint32_t, uint32_t>(w, in, m, [=](uint32_t pos, uint32_t n) {
-         pos = wrap ? pos & 31 : std::min(pos, 32u);
-         n = wrap ? n & 31 : std::min(n, 32u);
-         uint64_t ones = (uint64_t(1) << n) - 1;
-         return uint32_t(ones << pos);
-       });
-     }},
-    {"shf",
-     H {
-       bool left = in.imm[0], wrap = in.imm[1];
-       map3<uint32_t, uint32_t, uint32_t, uint32_t>(
-           w, in, m, [=](uint32_t a, uint32_t b, uint32_t c) { return funnel(a, b, c, left, wrap); });
-     }},
-    {"prmt",
-     H {
-       int mode = int(in.imm[0]);
-       map3<uint32_t, uint32_t, uint32_t, uint32_t>(
-           w, in, m, [=](uint32_t a, uint32_t b, uint32_t c) { return permute(a, b, c, mode); });
-     }},
-    {"lop3",
-     H {
-       uint32_t lut = uint32_t(in.imm[0]);
-       map3<uint32_t, uint32_t, uint32_t, uint32_t>(
-           w, in, m, [=](uint32_t a, uint32_t b, uint32_t c) { return logic3(a, b, c, lut); });
-     }},
+    {"szext", H{bool is_signed = in.imm[0], wrap = in.imm[1];
+map2<uint32_t, uint32_t, uint32_t>(w, in, m, [=](uint32_t a, uint32_t n) {
+  n = wrap ? n & 31 : std::min(n, 32u);
+  if (n == 0) return 0u;
+  if (n == 32) return a;
+  uint32_t v = a & ((1u << n) - 1);
+  return is_signed && v >> (n - 1) & 1 ? v | ~0u << n : v;
+});
+}
+}
+, {"bmsk", H{bool wrap = in.imm[0];
+map2<uint32_t, uint32_t, uint32_t>(w, in, m, [=](uint32_t pos, uint32_t n) {
+  pos = wrap ? pos & 31 : std::min(pos, 32u);
+  n = wrap ? n & 31 : std::min(n, 32u);
+  uint64_t ones = (uint64_t(1) << n) - 1;
+  return uint32_t(ones << pos);
+});
+}
+}
+, {"shf", H{bool left = in.imm[0], wrap = in.imm[1];
+map3<uint32_t, uint32_t, uint32_t, uint32_t>(w, in, m, [=](uint32_t a, uint32_t b, uint32_t c) {
+  return funnel(a, b, c, left, wrap);
+});
+}
+}
+, {"prmt", H{int mode = int(in.imm[0]);
+map3<uint32_t, uint32_t, uint32_t, uint32_t>(w, in, m, [=](uint32_t a, uint32_t b, uint32_t c) {
+  return permute(a, b, c, mode);
+});
+}
+}
+, {"lop3", H{uint32_t lut = uint32_t(in.imm[0]);
+map3<uint32_t, uint32_t, uint32_t, uint32_t>(w, in, m,
+                                             [=](uint32_t a, uint32_t b, uint32_t c) { return logic3(a, b, c, lut); });
+}
+}
+,
     {"lop3.pred",  // d|p = lut(a, b, c); p = (d != 0) op q
-     H {
-       uint32_t lut = uint32_t(in.imm[0]);
-       const uint32_t *a = src<uint32_t>(w, in, 0), *b = src<uint32_t>(w, in, 1), *c = src<uint32_t>(w, in, 2);
-       Mask q = pred(w, in.ops[in.ndst + 3]);
-       if (in.imm[2]) q = ~q;
-       uint32_t* d = dst<uint32_t>(w, in, 0);
-       Mask nonzero = 0;
-       each_lane(m, [&](int i) {
-         d[i] = logic3(a[i], b[i], c[i], lut);
-         nonzero |= uint32_t(d[i] != 0) << i;
-       });
-       set_pred(w, in.ops[1], m, in.imm[1] ? nonzero & q : nonzero | q);
-     }},
-};
+     H{uint32_t lut = uint32_t(in.imm[0]);
+const uint32_t *a = src<uint32_t>(w, in, 0), *b = src<uint32_t>(w, in, 1), *c = src<uint32_t>(w, in, 2);
+Mask q = pred(w, in.ops[in.ndst + 3]);
+if (in.imm[2]) q = ~q;
+uint32_t* d = dst<uint32_t>(w, in, 0);
+Mask nonzero = 0;
+each_lane(m, [&](int i) {
+  d[i] = logic3(a[i], b[i], c[i], lut);
+  nonzero |= uint32_t(d[i] != 0) << i;
+});
+set_pred(w, in.ops[1], m, in.imm[1] ? nonzero & q : nonzero | q);
+}
+}
+,
+}
+;
 
 }  // namespace
 }  // namespace ptx

@@ -13,8 +13,11 @@ struct Shape {
   bool is_signed;
   int reg;
 };
-// imm[1] of loads and stores: element bytes | signed << 8 | register bytes << 16; the element count is that of the operands
-Shape shape(const Insn& in, int count) { return {int(in.imm[1] & 0xff), count, bool(in.imm[1] >> 8 & 1), int(in.imm[1] >> 16 & 0xff)}; }
+// imm[1] of loads and stores: element bytes | signed << 8 | register bytes << 16; the element count is that of the
+// operands
+Shape shape(const Insn& in, int count) {
+  return {int(in.imm[1] & 0xff), count, bool(in.imm[1] >> 8 & 1), int(in.imm[1] >> 16 & 0xff)};
+}
 
 void to_register(const Warp& w, Operand o, int lane, const uint8_t* data, const Shape& s) {
   char* p = at(w, o) + lane * s.reg;
@@ -68,7 +71,9 @@ void load(Warp& w, const Insn& in, Mask m) {
   }
   if (order != kWeak) {
     each_lane(m, [&](int i) {
-      if (places.lane[i].region) strong_access(w, places.lane[i].region->base + places.lane[i].offset, places.lane[i].region, scope_of(in), order, true, false);
+      if (places.lane[i].region)
+        strong_access(w, places.lane[i].region->base + places.lane[i].offset, places.lane[i].region, scope_of(in),
+                      order, true, false);
     });
     yield(w);  // maybe a spin: let others run
   }
@@ -100,23 +105,30 @@ void store(Warp& w, const Insn& in, Mask m) {
   each_lane(m, [&](int i) {
     const Place& p = places.lane[i];
     traffic.add(p, true);
-    for (int k = 0; k < s.count; k++) std::memcpy(values[i] + k * s.element, at(w, in.ops[k + 1]) + i * s.reg, s.element);
-    if (p.region && p.region->space == kGlobal && !(ok >> i & 1)) throw Fault{"uninitialised register", access_name(w, in, "write", bytes, *p.region, p.offset) + ": the value is undefined", i};
+    for (int k = 0; k < s.count; k++)
+      std::memcpy(values[i] + k * s.element, at(w, in.ops[k + 1]) + i * s.reg, s.element);
+    if (p.region && p.region->space == kGlobal && !(ok >> i & 1))
+      throw Fault{"uninitialised register",
+                  access_name(w, in, "write", bytes, *p.region, p.offset) + ": the value is undefined", i};
     note_write(w, in, i, p, bytes, who, values[i]);
     std::memcpy(p.data, values[i], bytes);
     if (ok >> i & 1) {
       std::memset(p.state, kDefined, bytes);
     } else {
-      for (int k = 0; k < s.count; k++) std::memset(p.state + k * s.element, defined(w, in, k + 1) >> i & 1 ? kDefined : kUndefinedValue, s.element);
+      for (int k = 0; k < s.count; k++)
+        std::memset(p.state + k * s.element, defined(w, in, k + 1) >> i & 1 ? kDefined : kUndefinedValue, s.element);
     }
   });
   // one of them wins, and the ISA does not say which: no race, but worth knowing
   bool conflict = false;
-  each_lane(m, [&](int i) { conflict |= places.lane[i].region && std::memcmp(places.lane[i].data, values[i], bytes) != 0; });
+  each_lane(
+      m, [&](int i) { conflict |= places.lane[i].region && std::memcmp(places.lane[i].data, values[i], bytes) != 0; });
   if (conflict) w.launch->lane_conflicts[w.at]++;
   if (who.flags) {
     each_lane(m, [&](int i) {
-      if (places.lane[i].region) strong_access(w, places.lane[i].region->base + places.lane[i].offset, places.lane[i].region, scope_of(in), order_of(in), false, true);
+      if (places.lane[i].region)
+        strong_access(w, places.lane[i].region->base + places.lane[i].offset, places.lane[i].region, scope_of(in),
+                      order_of(in), false, true);
     });
   }
   w.launch->counters[w.at].bytes += uint64_t(bytes) * __builtin_popcount(m);
@@ -128,16 +140,26 @@ enum AtomType { kU32, kS32, kU64, kS64, kF32, kF64, kF16, kBf16, kF16x2, kBf16x2
 template <class T>
 T integer_atom(AtomOp op, T old, T b, T c) {
   switch (op) {
-    case kAdd: return T(uint64_t(old) + uint64_t(b));
-    case kMin: return std::min(old, b);
-    case kMax: return std::max(old, b);
-    case kInc: return old >= b ? T(0) : old + 1;
-    case kDec: return old == 0 || old > b ? b : old - 1;
-    case kAnd: return old & b;
-    case kOr: return old | b;
-    case kXor: return old ^ b;
-    case kExch: return b;
-    default: return old == b ? c : old;
+    case kAdd:
+      return T(uint64_t(old) + uint64_t(b));
+    case kMin:
+      return std::min(old, b);
+    case kMax:
+      return std::max(old, b);
+    case kInc:
+      return old >= b ? T(0) : old + 1;
+    case kDec:
+      return old == 0 || old > b ? b : old - 1;
+    case kAnd:
+      return old & b;
+    case kOr:
+      return old | b;
+    case kXor:
+      return old ^ b;
+    case kExch:
+      return b;
+    default:
+      return old == b ? c : old;
   }
 }
 template <class T>
@@ -153,25 +175,36 @@ uint16_t narrow_atom(AtomOp op, uint16_t old, uint16_t b) {
 }
 uint64_t atom_result(AtomOp op, AtomType type, uint64_t old, uint64_t b, uint64_t c) {
   switch (type) {
-    case kU32: return integer_atom<uint32_t>(op, uint32_t(old), uint32_t(b), uint32_t(c));
-    case kS32: return uint32_t(integer_atom<int32_t>(op, int32_t(old), int32_t(b), int32_t(c)));
-    case kU64: return integer_atom<uint64_t>(op, old, b, c);
-    case kS64: return uint64_t(integer_atom<int64_t>(op, int64_t(old), int64_t(b), int64_t(c)));
-    case kF32: {  // atom.global.add.f32 flushes subnormals on some paths; the ISA leaves it to the space, here they are kept
+    case kU32:
+      return integer_atom<uint32_t>(op, uint32_t(old), uint32_t(b), uint32_t(c));
+    case kS32:
+      return uint32_t(integer_atom<int32_t>(op, int32_t(old), int32_t(b), int32_t(c)));
+    case kU64:
+      return integer_atom<uint64_t>(op, old, b, c);
+    case kS64:
+      return uint64_t(integer_atom<int64_t>(op, int64_t(old), int64_t(b), int64_t(c)));
+    case kF32: {  // atom.global.add.f32 flushes subnormals on some paths; the ISA leaves it to the space, here they are
+                  // kept
       float x = bits<float>(uint32_t(old)), y = bits<float>(uint32_t(b));
       return as_bits(canonical(x + y));
     }
-    case kF64: return as_bits(bits<double>(old) + bits<double>(b));
-    case kF16: return narrow_atom<Half>(op, uint16_t(old), uint16_t(b));
-    case kBf16: return narrow_atom<Brain>(op, uint16_t(old), uint16_t(b));
+    case kF64:
+      return as_bits(bits<double>(old) + bits<double>(b));
+    case kF16:
+      return narrow_atom<Half>(op, uint16_t(old), uint16_t(b));
+    case kBf16:
+      return narrow_atom<Brain>(op, uint16_t(old), uint16_t(b));
     case kF16x2:
-      return narrow_atom<Half>(op, uint16_t(old), uint16_t(b)) | uint64_t(narrow_atom<Half>(op, uint16_t(old >> 16), uint16_t(b >> 16))) << 16;
+      return narrow_atom<Half>(op, uint16_t(old), uint16_t(b)) |
+             uint64_t(narrow_atom<Half>(op, uint16_t(old >> 16), uint16_t(b >> 16))) << 16;
     default:
-      return narrow_atom<Brain>(op, uint16_t(old), uint16_t(b)) | uint64_t(narrow_atom<Brain>(op, uint16_t(old >> 16), uint16_t(b >> 16))) << 16;
+      return narrow_atom<Brain>(op, uint16_t(old), uint16_t(b)) |
+             uint64_t(narrow_atom<Brain>(op, uint16_t(old >> 16), uint16_t(b >> 16))) << 16;
   }
 }
 
-// atom and red, scalar and vector. imm[1]: bytes | op << 8 | type << 16 | elements << 24; results first if there are any
+// atom and red, scalar and vector. imm[1]: bytes | op << 8 | type << 16 | elements << 24; results first if there are
+// any
 void atomic(Warp& w, const Insn& in, Mask m) {
   Mask ok = m;
   for (int k = 0; k < in.nsrc; k++) ok &= defined(w, in, k);
@@ -222,7 +255,8 @@ void atomic128(Warp& w, const Insn& in, Mask m) {
     if (p.region->writes) strong_access(w, p.region->base + p.offset, p.region, scope_of(in), order_of(in), true, true);
     char old[16];
     std::memcpy(old, p.data, 16);
-    if (!cas || std::memcmp(old, at(w, in.ops[in.ndst + 1]) + i * 16, 16) == 0) std::memcpy(p.data, at(w, in.ops[in.ndst + (cas ? 2 : 1)]) + i * 16, 16);
+    if (!cas || std::memcmp(old, at(w, in.ops[in.ndst + 1]) + i * 16, 16) == 0)
+      std::memcpy(p.data, at(w, in.ops[in.ndst + (cas ? 2 : 1)]) + i * 16, 16);
     std::memcpy(at(w, in.ops[0]) + i * 16, old, 16);
   });
   yield(w);
@@ -241,9 +275,12 @@ void is_space(Warp& w, const Insn& in, Mask m) {
     uint64_t window = a[i] >> kWindowShift;
     const auto& windows = w.launch->windows;
     Space s = kGlobal;
-    if (window == kSharedWindow >> kWindowShift) s = kShared;
-    else if (window == kLocalWindow >> kWindowShift) s = kLocal;
-    else if (window < windows.size() && windows[window]) s = windows[window]->space;
+    if (window == kSharedWindow >> kWindowShift)
+      s = kShared;
+    else if (window == kLocalWindow >> kWindowShift)
+      s = kLocal;
+    else if (window < windows.size() && windows[window])
+      s = windows[window]->space;
     r |= Mask(s == Space(in.imm[0])) << i;
   });
   set_pred(w, in.ops[0], m, r);
@@ -251,8 +288,9 @@ void is_space(Warp& w, const Insn& in, Mask m) {
 // prefetch and its like only have to be addressable
 void prefetch(Warp& w, const Insn& in, Mask m) { check_address(w, in, m); }
 
-const Register handlers{{"ld", load}, {"ld.param", load_param}, {"st", store}, {"atom", atomic}, {"atom.128", atomic128},
-                        {"cvta", convert_address}, {"isspacep", is_space}, {"prefetch", prefetch}};
+const Register handlers{{"ld", load},           {"ld.param", load_param}, {"st", store},
+                        {"atom", atomic},       {"atom.128", atomic128},  {"cvta", convert_address},
+                        {"isspacep", is_space}, {"prefetch", prefetch}};
 
 }  // namespace
 }  // namespace ptx

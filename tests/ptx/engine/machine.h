@@ -61,18 +61,18 @@ enum Flag : uint64_t {
   kFtz = 1 << 2,
   kSat = 1 << 3,
   kRelu = 1 << 4,
-  kNan = 1 << 5,       // .NaN of min and max
-  kXorSign = 1 << 6,   // .xorsign.abs
+  kNan = 1 << 5,        // .NaN of min and max
+  kXorSign = 1 << 6,    // .xorsign.abs
   kRoundAway = 1 << 7,  // .rna
-  kAsync = 1 << 8,     // may touch the accumulators of wgmma that are still in flight
+  kAsync = 1 << 8,      // may touch the accumulators of wgmma that are still in flight
 };
 
 enum Space : uint32_t { kGeneric, kGlobal, kShared, kLocal, kConst, kParam };
 enum Order : uint32_t { kWeak, kRelaxed, kAcquire, kRelease, kAcqRel, kSeqCst };
 enum Scope : uint32_t { kCta, kCluster, kGpu, kSys };
 
-// An access in the history of a granule. Two lists through `parent`: the reads since the last weak write; and the strong writes
-// since the last weak write, which ends its list as `root`.
+// An access in the history of a granule. Two lists through `parent`: the reads since the last weak write; and the
+// strong writes since the last weak write, which ends its list as `root`.
 struct Node {
   uint32_t parent, agent, clock, pc;
   uint32_t flags, root;
@@ -95,7 +95,7 @@ struct Region {
   uint8_t* state = nullptr;
   uint32_t *writes = nullptr, *reads = nullptr;  // a node a granule; null: not tracked
   Pool* pool = nullptr;
-  uint32_t shift = 2;  // log2 of the bytes of a granule
+  uint32_t shift = 2;          // log2 of the bytes of a granule
   uint8_t* sectors = nullptr;  // touched 32-byte sectors: 1 read, 2 written
   Space space = kGlobal;
   bool writable = true;
@@ -108,16 +108,16 @@ struct Region {
 
 using Clock = std::vector<uint32_t>;
 
-// Which accesses happen before now. Agents of the own block first (warps, then the asynchronous agents), accesses of other
-// blocks in `remote`, indexed by global agent; null until the block has synchronised with another.
+// Which accesses happen before now. Agents of the own block first (warps, then the asynchronous agents), accesses of
+// other blocks in `remote`, indexed by global agent; null until the block has synchronised with another.
 struct VectorClock {
   Clock local;
   std::shared_ptr<const Clock> remote;
   void join(const VectorClock& other);
 };
 
-// Agents of a block, n of each kind for n warps, then its mbarriers. Bulk copies from shared memory have one agent for their
-// writes and one for their reads, which can be waited for alone.
+// Agents of a block, n of each kind for n warps, then its mbarriers. Bulk copies from shared memory have one agent for
+// their writes and one for their reads, which can be waited for alone.
 enum AgentKind { kWarpAgent, kCpAsyncAgent, kBulkAgent, kBulkReadAgent, kWgmmaAgent, kAgentKinds };
 constexpr int kMaxMbarriers = 128;
 
@@ -162,7 +162,7 @@ struct Warp {
   Mask carry = 0;  // the condition code register of add.cc and its like
 
   // happens-before
-  VectorClock vc, proxy;            // proxy: writes that the async proxy sees
+  VectorClock vc, proxy;                   // proxy: writes that the async proxy sees
   VectorClock released_cta, released_gpu;  // at the last fence of that scope
   VectorClock pending_acquire;
   bool has_pending_acquire = false, has_released_gpu = false, has_released_cta = false;
@@ -186,8 +186,8 @@ struct Warp {
   // asynchronous copies and wgmma
   std::vector<CommitGroup> cp_groups, bulk_groups, bulk_read_groups, wgmma_groups;
   uint32_t sequence[kAgentKinds] = {};  // open group of each kind of agent
-  // by register, for kernels with wgmma: the last wgmma group that has it as accumulator or as source, and the number of
-  // wgmma.fence before its last ordinary write
+  // by register, for kernels with wgmma: the last wgmma group that has it as accumulator or as source, and the number
+  // of wgmma.fence before its last ordinary write
   std::vector<uint32_t> accumulator_of, source_of, written_after;
   uint32_t wgmma_done = 0, fences = 1;
 
@@ -232,9 +232,36 @@ struct Counters {
 
 // Special registers that are filled in when a warp starts; the decoder uses the same order.
 enum SpecialRegister {
-  kTidX, kTidY, kTidZ, kNtidX, kNtidY, kNtidZ, kCtaidX, kCtaidY, kCtaidZ, kNctaidX, kNctaidY, kNctaidZ, kLaneid, kWarpid,
-  kNwarpid, kSmid, kNsmid, kGridid, kLanemaskEq, kLanemaskLe, kLanemaskLt, kLanemaskGe, kLanemaskGt, kDynamicSmem,
-  kTotalSmem, kZero, kOne, kEnvreg1, kEnvreg2, kSpecialCount
+  kTidX,
+  kTidY,
+  kTidZ,
+  kNtidX,
+  kNtidY,
+  kNtidZ,
+  kCtaidX,
+  kCtaidY,
+  kCtaidZ,
+  kNctaidX,
+  kNctaidY,
+  kNctaidZ,
+  kLaneid,
+  kWarpid,
+  kNwarpid,
+  kSmid,
+  kNsmid,
+  kGridid,
+  kLanemaskEq,
+  kLanemaskLe,
+  kLanemaskLt,
+  kLanemaskGe,
+  kLanemaskGt,
+  kDynamicSmem,
+  kTotalSmem,
+  kZero,
+  kOne,
+  kEnvreg1,
+  kEnvreg2,
+  kSpecialCount
 };
 
 struct Launch {
@@ -258,7 +285,7 @@ struct Launch {
   std::vector<uint32_t> order;
   std::vector<Counters> counters;
   std::map<std::pair<uint32_t, uint32_t>, uint64_t> same_value_writes;
-  std::map<uint32_t, uint64_t> lane_conflicts;  // stores whose lanes wrote different values to one address
+  std::map<uint32_t, uint64_t> lane_conflicts;    // stores whose lanes wrote different values to one address
   std::unordered_map<uint64_t, Clock> sync_vars;  // of global memory; key: address and scope
   uint64_t progress = 0, executed = 0;
   uint64_t now = 0;  // %clock
@@ -269,9 +296,7 @@ struct Launch {
   uint32_t fault_pc = 0, fault_block[3] = {}, fault_thread[3] = {};
 };
 
-inline char* at(const Warp& w, Operand o) {
-  return (o.off & 1 ? const_cast<char*>(w.consts) : w.regs) + (o.off & ~1u);
-}
+inline char* at(const Warp& w, Operand o) { return (o.off & 1 ? const_cast<char*>(w.consts) : w.regs) + (o.off & ~1u); }
 template <class T>
 inline T* reg(const Warp& w, Operand o) {
   return reinterpret_cast<T*>(at(w, o));

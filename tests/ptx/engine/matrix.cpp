@@ -22,16 +22,26 @@ const ByteTable byte_table;
 
 float element_value(uint32_t v, int type) {
   switch (type) {
-    case kElF16: return f16_to_float(uint16_t(v));
-    case kElBf16: return bf16_to_float(uint16_t(v));
-    case kElTf32: return as_tf32(v);
-    case kElE4m3: return byte_table.e4m3[v & 0xff];
-    case kElE5m2: return byte_table.e5m2[v & 0xff];
-    case kElS8: return int8_t(v);
-    case kElU8: return uint8_t(v);
-    case kElS4: return int32_t(v << 28) >> 28;
-    case kElU4: return v & 15;
-    default: return bits<float>(v);
+    case kElF16:
+      return f16_to_float(uint16_t(v));
+    case kElBf16:
+      return bf16_to_float(uint16_t(v));
+    case kElTf32:
+      return as_tf32(v);
+    case kElE4m3:
+      return byte_table.e4m3[v & 0xff];
+    case kElE5m2:
+      return byte_table.e5m2[v & 0xff];
+    case kElS8:
+      return int8_t(v);
+    case kElU8:
+      return uint8_t(v);
+    case kElS4:
+      return int32_t(v << 28) >> 28;
+    case kElU4:
+      return v & 15;
+    default:
+      return bits<float>(v);
   }
 }
 
@@ -42,8 +52,8 @@ void require_operands(Warp& w, const Insn& in) {
     if (defined(w, in, k) != kAll) undefined_operand(w, in, "a fragment", ~defined(w, in, k));
 }
 
-// Gathers a fragment whose 32-bit registers hold `per` elements: register r of a lane holds row group + 8 * (r % 2) (of A), and
-// from column 4 * per * (r / 2) + per * (lane % 4) on.
+// Gathers a fragment whose 32-bit registers hold `per` elements: register r of a lane holds row group + 8 * (r % 2) (of
+// A), and from column 4 * per * (r / 2) + per * (lane % 4) on.
 void gather_a(Warp& w, const Insn& in, int first, int regs, int type, int k, float* a) {
   int width = element_bits(type), per = 32 / width;
   uint32_t element_mask = width == 32 ? kAll : (1u << width) - 1;
@@ -51,7 +61,8 @@ void gather_a(Warp& w, const Insn& in, int first, int regs, int type, int k, flo
     const uint32_t* s = src<uint32_t>(w, in, first + r);
     for (int lane = 0; lane < kLanes; lane++) {
       int row = lane / 4 + 8 * (r & 1), col = (r >> 1) * 4 * per + (lane % 4) * per;
-      for (int j = 0; j < per; j++) a[row * k + col + j] = element_value(s[lane] >> (j * width & 31) & element_mask, type);
+      for (int j = 0; j < per; j++)
+        a[row * k + col + j] = element_value(s[lane] >> (j * width & 31) & element_mask, type);
     }
   }
 }
@@ -62,7 +73,8 @@ void gather_b(Warp& w, const Insn& in, int first, int regs, int type, float* b) 
     const uint32_t* s = src<uint32_t>(w, in, first + r);
     for (int lane = 0; lane < kLanes; lane++) {
       int row = r * 4 * per + (lane % 4) * per, col = lane / 4;
-      for (int j = 0; j < per; j++) b[(row + j) * 8 + col] = element_value(s[lane] >> (j * width & 31) & element_mask, type);
+      for (int j = 0; j < per; j++)
+        b[(row + j) * 8 + col] = element_value(s[lane] >> (j * width & 31) & element_mask, type);
     }
   }
 }
@@ -114,7 +126,8 @@ void mma(Warp& w, const Insn& in, Mask m) {
   auto element = [](int lane, int e) { return (lane / 4 + 8 * (e >> 1)) * 8 + lane % 4 * 2 + (e & 1); };
   for (int e = 0; e < 4; e++)
     for (int lane = 0; lane < kLanes; lane++)
-      c[element(lane, e)] = tc == kElF32 ? src<float>(w, in, first_c + e)[lane] : f16_to_float(src<uint16_t>(w, in, first_c + e / 2)[2 * lane + (e & 1)]);
+      c[element(lane, e)] = tc == kElF32 ? src<float>(w, in, first_c + e)[lane]
+                                         : f16_to_float(src<uint16_t>(w, in, first_c + e / 2)[2 * lane + (e & 1)]);
   multiply_add(c, a, b, 16, 8, k);
   for (int e = 0; e < 4; e++)
     for (int lane = 0; lane < kLanes; lane++) {
@@ -135,7 +148,8 @@ void matrix_rows(Warp& w, const Insn& in, int count, bool write, Place* rows) {
   uint32_t offsets[kLanes];
   for (int i = 0; i < 8 * count; i++) {
     rows[i] = locate(w, in, i, addr[i], space_of(in), 16, write, 16);
-    if (!rows[i].region || rows[i].region->space != kShared) throw Fault{"wrong space", "a matrix outside shared memory", i};
+    if (!rows[i].region || rows[i].region->space != kShared)
+      throw Fault{"wrong space", "a matrix outside shared memory", i};
     offsets[i] = uint32_t(rows[i].offset);
   }
   Counters& c = w.launch->counters[w.at];
@@ -194,26 +208,31 @@ void movmatrix(Warp& w, const Insn& in, Mask m) {
     for (int j = 0; j < 2; j++) d[2 * lane + j] = data[lane % 4 * 2 + j][lane / 4];
 }
 
-// The layout of wmma fragments is not specified. Here the elements lie row-major over (lane, register); formats whose fragments
-// have twice the room hold a second copy.
+// The layout of wmma fragments is not specified. Here the elements lie row-major over (lane, register); formats whose
+// fragments have twice the room hold a second copy.
 struct WmmaShape {
   int rows, cols, type;
   bool column_major;
 };
-WmmaShape wmma_shape(const Insn& in) { return {int(in.imm[1] & 0xff), int(in.imm[1] >> 8 & 0xff), int(in.imm[1] >> 16 & 0xff), bool(in.imm[1] >> 24 & 1)}; }
+WmmaShape wmma_shape(const Insn& in) {
+  return {int(in.imm[1] & 0xff), int(in.imm[1] >> 8 & 0xff), int(in.imm[1] >> 16 & 0xff), bool(in.imm[1] >> 24 & 1)};
+}
 
 template <class F>
 void wmma_elements(const Warp& w, const Insn& in, int first_op, int nregs, const WmmaShape& s, F f) {
-  int bytes = element_bits(s.type) / 8, reg_bytes = s.type == kElF64 ? 8 : 4, per_reg = reg_bytes / bytes, per_lane = nregs * per_reg;
+  int bytes = element_bits(s.type) / 8, reg_bytes = s.type == kElF64 ? 8 : 4, per_reg = reg_bytes / bytes,
+      per_lane = nregs * per_reg;
   int total = s.rows * s.cols, copies = per_lane * kLanes / total;
   for (int c = 0; c < copies; c++)
     for (int e = 0; e < total; e++) {
       int slot = c * total + e, lane = slot / per_lane, within = slot % per_lane;
-      f(e / s.cols, e % s.cols, at(w, in.ops[first_op + within / per_reg]) + lane * reg_bytes + within % per_reg * bytes, lane);
+      f(e / s.cols, e % s.cols,
+        at(w, in.ops[first_op + within / per_reg]) + lane * reg_bytes + within % per_reg * bytes, lane);
     }
 }
 // imm: offset, shape, whether a stride is given, address bytes. Sources: address, (stride)
-void wmma_place(Warp& w, const Insn& in, const WmmaShape& s, int row, int col, int stride_op, bool write, int lane, Place& p) {
+void wmma_place(Warp& w, const Insn& in, const WmmaShape& s, int row, int col, int stride_op, bool write, int lane,
+                Place& p) {
   int bytes = element_bits(s.type) / 8;
   int64_t stride = stride_op >= 0 ? int64_t(src<uint32_t>(w, in, stride_op)[lane]) : (s.column_major ? s.rows : s.cols);
   uint64_t addr[kLanes];
@@ -265,9 +284,12 @@ void wmma_mma(Warp& w, const Insn& in, Mask m) {
     std::memcpy(&v, slot, element_bits(type) / 8);
     return element_value(v, type);
   };
-  wmma_elements(w, in, first, na, {rows, k, ta, false}, [&](int r, int q, char* s, int) { a[r * k + q] = number(s, ta); });
-  wmma_elements(w, in, first + na, nb, {k, cols, tb, false}, [&](int r, int q, char* s, int) { b[r * cols + q] = number(s, tb); });
-  wmma_elements(w, in, first + na + nb, nc, {rows, cols, tc, false}, [&](int r, int q, char* s, int) { c[r * cols + q] = number(s, tc); });
+  wmma_elements(w, in, first, na, {rows, k, ta, false},
+                [&](int r, int q, char* s, int) { a[r * k + q] = number(s, ta); });
+  wmma_elements(w, in, first + na, nb, {k, cols, tb, false},
+                [&](int r, int q, char* s, int) { b[r * cols + q] = number(s, tb); });
+  wmma_elements(w, in, first + na + nb, nc, {rows, cols, tc, false},
+                [&](int r, int q, char* s, int) { c[r * cols + q] = number(s, tc); });
   for (int i = 0; i < rows; i++)
     for (int j = 0; j < cols; j++)
       for (int l = 0; l < k; l++) c[i * cols + j] += a[i * k + l] * b[l * cols + j];
@@ -286,8 +308,13 @@ void wmma_mma(Warp& w, const Insn& in, Mask m) {
   });
 }
 
-const Register handlers{{"mma", mma}, {"ldmatrix", ldmatrix}, {"stmatrix", stmatrix}, {"movmatrix", movmatrix}, {"wmma.load", wmma_load},
-                        {"wmma.store", wmma_store}, {"wmma.mma", wmma_mma}};
+const Register handlers{{"mma", mma},
+                        {"ldmatrix", ldmatrix},
+                        {"stmatrix", stmatrix},
+                        {"movmatrix", movmatrix},
+                        {"wmma.load", wmma_load},
+                        {"wmma.store", wmma_store},
+                        {"wmma.mma", wmma_mma}};
 
 }  // namespace
 }  // namespace ptx

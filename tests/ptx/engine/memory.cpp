@@ -48,10 +48,15 @@ static Place locate_local(Warp& w, int lane, uint64_t addr, int bytes, bool writ
   uint64_t size = w.launch->local_bytes;
   const char* verb = write ? "write" : "read";
   if (addr >= size || size - addr < uint64_t(bytes))
-    throw Fault{"out of range", format("%s of %d bytes at byte %lld of local memory, which has %llu bytes a thread", verb, bytes,
-                                       static_cast<long long>(addr), static_cast<unsigned long long>(size)), lane};
+    throw Fault{"out of range",
+                format("%s of %d bytes at byte %lld of local memory, which has %llu bytes a thread", verb, bytes,
+                       static_cast<long long>(addr), static_cast<unsigned long long>(size)),
+                lane};
   if (addr & (align - 1))
-    throw Fault{"misaligned", format("%s of %d bytes at byte %llu of local memory", verb, bytes, static_cast<unsigned long long>(addr)), lane};
+    throw Fault{
+        "misaligned",
+        format("%s of %d bytes at byte %llu of local memory", verb, bytes, static_cast<unsigned long long>(addr)),
+        lane};
   uint64_t at = lane * size + addr;
   return {nullptr, addr, &w.local[at], &w.local_state[at]};
 }
@@ -59,7 +64,9 @@ static Place locate_local(Warp& w, int lane, uint64_t addr, int bytes, bool writ
 Place locate(Warp& w, const Insn& in, int lane, uint64_t addr, Space space, int bytes, bool write, int align) {
   // shared and local addresses are offsets in their windows; all others are generic
   if (space == kShared) {
-    if (addr >> 32) throw Fault{"out of range", format("shared address 0x%llx (a generic address?)", static_cast<unsigned long long>(addr)), lane};
+    if (addr >> 32)
+      throw Fault{"out of range",
+                  format("shared address 0x%llx (a generic address?)", static_cast<unsigned long long>(addr)), lane};
     addr += kSharedWindow;
   } else if (space == kLocal) {
     return locate_local(w, lane, addr, bytes, write, align);
@@ -74,22 +81,27 @@ Place locate(Warp& w, const Insn& in, int lane, uint64_t addr, Space space, int 
     r = w.launch->windows[window].get();
   const char* verb = write ? "write" : "read";
   if (!r) {
-    throw Fault{"out of range", format("%s of %d bytes at %s 0x%llx, which is in no argument or variable", verb, bytes,
-                                       addr ? "address" : "null pointer", static_cast<unsigned long long>(addr)), lane};
+    throw Fault{"out of range",
+                format("%s of %d bytes at %s 0x%llx, which is in no argument or variable", verb, bytes,
+                       addr ? "address" : "null pointer", static_cast<unsigned long long>(addr)),
+                lane};
   }
   if (space != kGeneric && r->space != space)
-    throw Fault{"wrong space", format("%s at a %s address: 0x%llx is in %s", access_name(w, in, verb, bytes, *r, 0).c_str(),
-                                      space_name(space), static_cast<unsigned long long>(addr), r->name.c_str()), lane};
+    throw Fault{"wrong space",
+                format("%s at a %s address: 0x%llx is in %s", access_name(w, in, verb, bytes, *r, 0).c_str(),
+                       space_name(space), static_cast<unsigned long long>(addr), r->name.c_str()),
+                lane};
   uint64_t off = addr - r->base;
   if (addr < r->base || off >= r->size || r->size - off < uint64_t(bytes)) {
     long long signed_off = static_cast<long long>(addr) - static_cast<long long>(r->base);
-    throw Fault{"out of range", format("%s of %d bytes at byte %lld of %s, which has %llu bytes", verb, bytes, signed_off, r->name.c_str(),
-                                       static_cast<unsigned long long>(r->size)), lane};
+    throw Fault{"out of range",
+                format("%s of %d bytes at byte %lld of %s, which has %llu bytes", verb, bytes, signed_off,
+                       r->name.c_str(), static_cast<unsigned long long>(r->size)),
+                lane};
   }
   if (addr & (align - 1))
     throw Fault{"misaligned", access_name(w, in, verb, bytes, *r, off) + format(" (alignment %d)", align), lane};
-  if (write && !r->writable)
-    throw Fault{"write to read-only memory", access_name(w, in, verb, bytes, *r, off), lane};
+  if (write && !r->writable) throw Fault{"write to read-only memory", access_name(w, in, verb, bytes, *r, off), lane};
   return {r, off, r->data + off, r->state + off};
 }
 
@@ -108,8 +120,10 @@ void require_defined(Warp& w, const Insn& in, int lane, const Place& p, int byte
   const Region& r = *p.region;
   std::string what = access_name(w, in, "read", bytes, r, p.offset);
   if (p.state[first] == kOutside) throw Fault{"out of range", what + ": between the rows of a strided view", lane};
-  throw Fault{"uninitialised read", what + format(": byte %llu %s", static_cast<unsigned long long>(p.offset + first),
-                                                  p.state[first] == kUnwritten ? "was never written" : "holds an undefined value"), lane};
+  throw Fault{"uninitialised read",
+              what + format(": byte %llu %s", static_cast<unsigned long long>(p.offset + first),
+                            p.state[first] == kUnwritten ? "was never written" : "holds an undefined value"),
+              lane};
 }
 
 void undefined_operand(Warp& w, const Insn& in, const char* what, Mask lanes) {
@@ -117,7 +131,8 @@ void undefined_operand(Warp& w, const Insn& in, const char* what, Mask lanes) {
   throw Fault{"uninitialised register", std::string(what) + " is undefined", __builtin_ctz(lanes)};
 }
 
-// ---- happens-before of one access against the history of its granules --------------------------------------------------
+// ---- happens-before of one access against the history of its granules
+// --------------------------------------------------
 
 static uint32_t local_agent(const Warp& w, const Actor& who) {
   int n = w.launch->nwarps;
@@ -153,25 +168,31 @@ static std::string describe(const Warp& w, const Node& node, bool global) {
   int n = w.launch->nwarps;
   if (global) {
     uint32_t block = node.agent / 2 / n, x = block % w.launch->grid[0], y = block / w.launch->grid[0];
-    return format("%sblock (%u,%u,%u) warp %u at PTX line %u", node.agent & 1 ? "bulk copy of " : "", x, y % w.launch->grid[1],
-                  y / w.launch->grid[1], node.agent / 2 % n, w.launch->code[node.pc].line);
+    return format("%sblock (%u,%u,%u) warp %u at PTX line %u", node.agent & 1 ? "bulk copy of " : "", x,
+                  y % w.launch->grid[1], y / w.launch->grid[1], node.agent / 2 % n, w.launch->code[node.pc].line);
   }
   static const char* kinds[] = {"", "cp.async of ", "bulk copy of ", "bulk copy of ", "wgmma of "};
   uint32_t kind = node.agent / n;
-  if (kind >= kAgentKinds) return format("bulk copy to an mbarrier, issued at PTX line %u", w.launch->code[node.pc].line);
+  if (kind >= kAgentKinds)
+    return format("bulk copy to an mbarrier, issued at PTX line %u", w.launch->code[node.pc].line);
   return format("%swarp %u at PTX line %u", kinds[kind], node.agent % n, w.launch->code[node.pc].line);
 }
 
-[[noreturn]] static void race(Warp& w, const Insn& in, int lane, const char* verb, int bytes, const Place& p, const char* other, const Node& node,
-                              bool global) {
+[[noreturn]] static void race(Warp& w, const Insn& in, int lane, const char* verb, int bytes, const Place& p,
+                              const char* other, const Node& node, bool global) {
   bool in_flight = node.flags & kNodeAsync;
   const char* kind = in_flight ? "asynchronous operation not waited for" : "race";
   const char* order = in_flight ? "which this thread has not waited for" : "with no ordering between them";
-  throw Fault{kind, access_name(w, in, verb, bytes, *p.region, p.offset) + format(" and %s by %s, %s", other, describe(w, node, global).c_str(), order), lane};
+  throw Fault{kind,
+              access_name(w, in, verb, bytes, *p.region, p.offset) +
+                  format(" and %s by %s, %s", other, describe(w, node, global).c_str(), order),
+              lane};
 }
 
-static uint32_t make_node(Warp& w, Warp::Cached& c, Pool* pool, uint32_t parent, uint32_t agent, uint32_t clock, uint32_t flags, uint32_t root) {
-  if (c.pool == pool && c.parent == parent && c.agent == agent && c.clock == clock && c.pc == w.at && c.flags == flags) return c.id;
+static uint32_t make_node(Warp& w, Warp::Cached& c, Pool* pool, uint32_t parent, uint32_t agent, uint32_t clock,
+                          uint32_t flags, uint32_t root) {
+  if (c.pool == pool && c.parent == parent && c.agent == agent && c.clock == clock && c.pc == w.at && c.flags == flags)
+    return c.id;
   pool->nodes.push_back({parent, agent, clock, w.at, flags, root});
   c = {pool, parent, agent, clock, w.at, flags, uint32_t(pool->nodes.size() - 1)};
   return c.id;
@@ -222,11 +243,14 @@ void note_read(Warp& w, const Insn& in, int lane, const Place& p, int bytes, con
   size_t first = p.offset >> r->shift, last = (p.offset + bytes - 1) >> r->shift;
   for (size_t g = first; g <= last; g++) {
     if (uint32_t wn = r->writes[g]) {
-      if (uint32_t bad = racing_write(w, pool, wn, global, who)) race(w, in, lane, "read", bytes, p, "a write", pool->nodes[bad], global);
+      if (uint32_t bad = racing_write(w, pool, wn, global, who))
+        race(w, in, lane, "read", bytes, p, "a write", pool->nodes[bad], global);
       const Node& node = pool->nodes[wn];
       if (who.proxy && !global && node.agent < uint32_t(kBulkAgent * w.launch->nwarps) && !proxy_fenced(w, node))
-        throw Fault{"missing fence.proxy.async", access_name(w, in, "asynchronous read", bytes, *r, p.offset) + " after an ordinary write by " +
-                                                     describe(w, node, global), lane};
+        throw Fault{"missing fence.proxy.async",
+                    access_name(w, in, "asynchronous read", bytes, *r, p.offset) + " after an ordinary write by " +
+                        describe(w, node, global),
+                    lane};
     }
     uint32_t rn = r->reads[g];
     if (rn) {
@@ -247,7 +271,8 @@ void note_write(Warp& w, const Insn& in, int lane, const Place& p, int bytes, co
   Region* r = p.region;
   if (!r) return;
   if (*std::max_element(p.state, p.state + bytes) & kOutside)
-    throw Fault{"out of range", access_name(w, in, "write", bytes, *r, p.offset) + ": between the rows of a strided view", lane};
+    throw Fault{"out of range",
+                access_name(w, in, "write", bytes, *r, p.offset) + ": between the rows of a strided view", lane};
   if (!r->writes) return;
   bool global = r->space == kGlobal, strong = who.flags & kNodeStrong;
   uint32_t agent = global ? global_agent(w, who.kind) : local_agent(w, who);
@@ -266,7 +291,8 @@ void note_write(Warp& w, const Insn& in, int lane, const Place& p, int bytes, co
       }
     }
     if (rn) {
-      if (uint32_t bad = racing_read(w, pool, rn, global, who)) race(w, in, lane, "write", bytes, p, "a read", pool->nodes[bad], global);
+      if (uint32_t bad = racing_read(w, pool, rn, global, who))
+        race(w, in, lane, "write", bytes, p, "a read", pool->nodes[bad], global);
     }
     if (!strong) {
       r->writes[g] = make_node(w, w.write_cache[w.at & 15], pool, 0, agent, clock, who.flags, 0);
@@ -277,11 +303,13 @@ void note_write(Warp& w, const Insn& in, int lane, const Place& p, int bytes, co
     if (wn && top.agent == agent && top.clock == clock && (top.flags & ~kNodeWide) == who.flags) continue;
     uint32_t root = wn && top.flags & kNodeStrong ? top.root : wn;
     bool wide = is_wide(who) && (!wn || !(top.flags & kNodeStrong) || top.flags & kNodeWide);
-    r->writes[g] = make_node(w, w.write_cache[(w.at ^ wn) & 15], pool, wn, agent, clock, who.flags | (wide ? kNodeWide : 0u), root);
+    r->writes[g] = make_node(w, w.write_cache[(w.at ^ wn) & 15], pool, wn, agent, clock,
+                             who.flags | (wide ? kNodeWide : 0u), root);
   }
 }
 
-// ---- whole warps ---------------------------------------------------------------------------------------------------------
+// ---- whole warps
+// ---------------------------------------------------------------------------------------------------------
 
 void addresses(Warp& w, const Insn& in, int i, int64_t offset, Space space, uint64_t* out) {
   // imm[3]: bytes of the address register
@@ -296,7 +324,8 @@ void addresses(Warp& w, const Insn& in, int i, int64_t offset, Space space, uint
   (void)space;
 }
 
-void locate_lanes(Warp& w, const Insn& in, Mask m, const uint64_t* addr, Space space, int bytes, bool write, Places& out) {
+void locate_lanes(Warp& w, const Insn& in, Mask m, const uint64_t* addr, Space space, int bytes, bool write,
+                  Places& out) {
   int first = __builtin_ctz(m);
   Place p = out.lane[first] = locate(w, in, first, addr[first], space, bytes, write, bytes);
   out.contiguous = false;
@@ -340,7 +369,8 @@ void note_reads(Warp& w, const Insn& in, Mask m, const Places& places, int bytes
   each_lane(m, [&](int i) { note_read(w, in, i, places.lane[i], bytes, who); });
 }
 
-// ---- counters ----------------------------------------------------------------------------------------------------------
+// ---- counters
+// ----------------------------------------------------------------------------------------------------------
 
 Traffic::Traffic(Warp& w, int bytes) : w_(w), bytes_(bytes) {}
 

@@ -26,10 +26,10 @@ Place locate(Warp& w, const Insn& in, int lane, uint64_t addr, Space space, int 
 // Who accesses, as race detection sees it.
 struct Actor {
   AgentKind kind = kWarpAgent;
-  int mbarrier = -1;     // agent of that mbarrier instead
-  uint32_t clock = 0;    // of the asynchronous agent
-  uint32_t flags = 0;    // node flags
-  bool proxy = false;    // through the async proxy: needs fence.proxy.async after generic writes
+  int mbarrier = -1;   // agent of that mbarrier instead
+  uint32_t clock = 0;  // of the asynchronous agent
+  uint32_t flags = 0;  // node flags
+  bool proxy = false;  // through the async proxy: needs fence.proxy.async after generic writes
 };
 
 // A checked read or write of a located place; `value` lets two writes of the same value be told apart.
@@ -66,7 +66,8 @@ struct Places {
   bool contiguous;  // all lanes, in order, without a gap, in one region
 };
 // Locates the lanes of m at addr[lane] + offset.
-void locate_lanes(Warp& w, const Insn& in, Mask m, const uint64_t* addr, Space space, int bytes, bool write, Places& out);
+void locate_lanes(Warp& w, const Insn& in, Mask m, const uint64_t* addr, Space space, int bytes, bool write,
+                  Places& out);
 // Applies note_read or note_write to all lanes, at once where they are contiguous.
 void note_reads(Warp& w, const Insn& in, Mask m, const Places& places, int bytes, const Actor& who);
 // The address operand i plus the instruction's offset, of all lanes.

@@ -25,7 +25,8 @@ void pack(Warp& w, const Insn& in, Mask m) {
   int total = int(in.imm[0]) * in.nsrc;
   each_lane(m, [&](int i) {
     char value[16];
-    with_bytes(in, 1, in.nsrc, [&](Operand o, int at_byte, int n) { std::memcpy(value + at_byte, at(w, o) + i * n, n); });
+    with_bytes(in, 1, in.nsrc,
+               [&](Operand o, int at_byte, int n) { std::memcpy(value + at_byte, at(w, o) + i * n, n); });
     std::memcpy(at(w, in.ops[0]) + i * total, value, total);
   });
 }
@@ -34,7 +35,8 @@ void unpack(Warp& w, const Insn& in, Mask m) {
   each_lane(m, [&](int i) {
     char value[16];
     std::memcpy(value, at(w, in.ops[in.ndst]) + i * total, total);
-    with_bytes(in, 0, in.ndst, [&](Operand o, int at_byte, int n) { std::memcpy(at(w, o) + i * n, value + at_byte, n); });
+    with_bytes(in, 0, in.ndst,
+               [&](Operand o, int at_byte, int n) { std::memcpy(at(w, o) + i * n, value + at_byte, n); });
   });
 }
 
@@ -58,7 +60,9 @@ void slct(Warp& w, const Insn& in, Mask m) {
 
 struct Int {
   template <class T>
-  static T load(T x) { return x; }
+  static T load(T x) {
+    return x;
+  }
 };
 struct Float {
   static float load(float x) { return x; }
@@ -72,10 +76,12 @@ struct BrainBits {
 };
 
 // The comparison operators; a comparison with NaN is false unless the operator is an unordered one.
-#define COMPARE(Name, expr)                       \
-  struct Name {                                   \
-    template <class N>                            \
-    static bool test(N a, N b) { return expr; }   \
+#define COMPARE(Name, expr)      \
+  struct Name {                  \
+    template <class N>           \
+    static bool test(N a, N b) { \
+      return expr;               \
+    }                            \
   };
 COMPARE(Eq, a == b)
 COMPARE(Ne, (a < b) || (a > b))
@@ -153,32 +159,48 @@ void read_clock(Warp& w, const Insn& in, Mask m) {
   });
 }
 
-#define INT_COMPARE(op, C, t, T) {"setp." op "." t, setp<C, Int, T>}, {"set." op "." t, set<C, Int, T>}
-#define INT_COMPARES(t, T)                                                                                     \
+#define INT_COMPARE(op, C, t, T) \
+  {"setp." op "." t, setp<C, Int, T>}, { "set." op "." t, set<C, Int, T> }
+#define INT_COMPARES(t, T)                                                                                            \
   INT_COMPARE("eq", Eq, t, T), INT_COMPARE("ne", Ne, t, T), INT_COMPARE("lt", Lt, t, T), INT_COMPARE("le", Le, t, T), \
       INT_COMPARE("gt", Gt, t, T), INT_COMPARE("ge", Ge, t, T)
-#define FLOAT_COMPARE(op, C)                                                                                  \
-  {"setp." op ".f32", setp<C, Float, float>}, {"set." op ".f32", set<C, Float, float>},                        \
-      {"setp." op ".f64", setp<C, Float, double>}, {"set." op ".f64", set<C, Float, double>},                  \
-      {"setp." op ".f16", setp<C, HalfBits, uint16_t>}, {"set." op ".f16", set<C, HalfBits, uint16_t>},        \
-      {"setp." op ".bf16", setp<C, BrainBits, uint16_t>}, {"set." op ".bf16", set<C, BrainBits, uint16_t>},    \
-      {"setp." op ".f16x2", setp_pair<C, HalfBits>}, {"setp." op ".bf16x2", setp_pair<C, BrainBits>}
+#define FLOAT_COMPARE(op, C)                                                                                \
+  {"setp." op ".f32", setp<C, Float, float>}, {"set." op ".f32", set<C, Float, float>},                     \
+      {"setp." op ".f64", setp<C, Float, double>}, {"set." op ".f64", set<C, Float, double>},               \
+      {"setp." op ".f16", setp<C, HalfBits, uint16_t>}, {"set." op ".f16", set<C, HalfBits, uint16_t>},     \
+      {"setp." op ".bf16", setp<C, BrainBits, uint16_t>}, {"set." op ".bf16", set<C, BrainBits, uint16_t>}, \
+      {"setp." op ".f16x2", setp_pair<C, HalfBits>}, {                                                      \
+    "setp." op ".bf16x2", setp_pair<C, BrainBits>                                                           \
+  }
 
 const Register comparisons{
-    INT_COMPARES("u16", uint16_t), INT_COMPARES("s16", int16_t), INT_COMPARES("u32", uint32_t),
-    INT_COMPARES("s32", int32_t), INT_COMPARES("u64", uint64_t), INT_COMPARES("s64", int64_t),
-    FLOAT_COMPARE("eq", Eq), FLOAT_COMPARE("ne", Ne), FLOAT_COMPARE("lt", Lt), FLOAT_COMPARE("le", Le),
-    FLOAT_COMPARE("gt", Gt), FLOAT_COMPARE("ge", Ge), FLOAT_COMPARE("equ", Equ), FLOAT_COMPARE("neu", Neu),
-    FLOAT_COMPARE("ltu", Ltu), FLOAT_COMPARE("leu", Leu), FLOAT_COMPARE("gtu", Gtu), FLOAT_COMPARE("geu", Geu),
-    FLOAT_COMPARE("num", Num), FLOAT_COMPARE("nan", Nan),
+    INT_COMPARES("u16", uint16_t), INT_COMPARES("s16", int16_t),  INT_COMPARES("u32", uint32_t),
+    INT_COMPARES("s32", int32_t),  INT_COMPARES("u64", uint64_t), INT_COMPARES("s64", int64_t),
+    FLOAT_COMPARE("eq", Eq),       FLOAT_COMPARE("ne", Ne),       FLOAT_COMPARE("lt", Lt),
+    FLOAT_COMPARE("le", Le),       FLOAT_COMPARE("gt", Gt),       FLOAT_COMPARE("ge", Ge),
+    FLOAT_COMPARE("equ", Equ),     FLOAT_COMPARE("neu", Neu),     FLOAT_COMPARE("ltu", Ltu),
+    FLOAT_COMPARE("leu", Leu),     FLOAT_COMPARE("gtu", Gtu),     FLOAT_COMPARE("geu", Geu),
+    FLOAT_COMPARE("num", Num),     FLOAT_COMPARE("nan", Nan),
 };
 
 const Register moves{
-    {"mov.16", mov<uint16_t>}, {"mov.32", mov<uint32_t>}, {"mov.64", mov<uint64_t>}, {"mov.128", mov<Wide>},
-    {"mov.pred", mov_pred}, {"pack", pack}, {"unpack", unpack}, {"clock", read_clock},
-    {"selp.16", selp<uint16_t>}, {"selp.32", selp<uint32_t>}, {"selp.64", selp<uint64_t>},
-    {"slct.16.s32", slct<uint16_t, int32_t>}, {"slct.32.s32", slct<uint32_t, int32_t>}, {"slct.64.s32", slct<uint64_t, int32_t>},
-    {"slct.16.f32", slct<uint16_t, float>}, {"slct.32.f32", slct<uint32_t, float>}, {"slct.64.f32", slct<uint64_t, float>},
+    {"mov.16", mov<uint16_t>},
+    {"mov.32", mov<uint32_t>},
+    {"mov.64", mov<uint64_t>},
+    {"mov.128", mov<Wide>},
+    {"mov.pred", mov_pred},
+    {"pack", pack},
+    {"unpack", unpack},
+    {"clock", read_clock},
+    {"selp.16", selp<uint16_t>},
+    {"selp.32", selp<uint32_t>},
+    {"selp.64", selp<uint64_t>},
+    {"slct.16.s32", slct<uint16_t, int32_t>},
+    {"slct.32.s32", slct<uint32_t, int32_t>},
+    {"slct.64.s32", slct<uint64_t, int32_t>},
+    {"slct.16.f32", slct<uint16_t, float>},
+    {"slct.32.f32", slct<uint32_t, float>},
+    {"slct.64.f32", slct<uint64_t, float>},
 };
 
 }  // namespace

@@ -29,8 +29,8 @@ inline T saturate(T x) {
   return x > T(0) ? (x < T(1) ? x : T(1)) : T(0);  // NaN gives +0
 }
 
-// A binary format with `e` exponent bits and `m` mantissa bits. `infinities` is false for e4m3, where the top exponent holds
-// numbers and the all-ones pattern is NaN.
+// A binary format with `e` exponent bits and `m` mantissa bits. `infinities` is false for e4m3, where the top exponent
+// holds numbers and the all-ones pattern is NaN.
 struct Format {
   int e, m;
   bool infinities;
@@ -48,8 +48,8 @@ inline double decode(uint32_t v, Format f) {
   return sign * std::ldexp(double(mant | (1u << f.m)), int(exp) - bias - f.m);
 }
 
-// Rounds x to the format. NaN becomes the format's canonical NaN (all ones without the sign). With `finite`, overflow gives
-// the largest finite value.
+// Rounds x to the format. NaN becomes the format's canonical NaN (all ones without the sign). With `finite`, overflow
+// gives the largest finite value.
 inline uint32_t encode(double x, Format f, int round, bool finite = false) {
   int bias = (1 << (f.e - 1)) - 1;
   uint32_t nan = (1u << (f.e + f.m)) - 1;
@@ -68,11 +68,20 @@ inline uint32_t encode(double x, Format f, int round, bool finite = false) {
   double low = std::floor(scaled), rest = scaled - low;
   bool up = false;
   switch (round) {
-    case kNearestEven: up = rest > 0.5 || (rest == 0.5 && std::fmod(low, 2.0) == 1.0); break;
-    case kNearestAway: up = rest >= 0.5; break;
-    case kToZero: break;
-    case kDown: up = sign && rest > 0; break;
-    case kUp: up = !sign && rest > 0; break;
+    case kNearestEven:
+      up = rest > 0.5 || (rest == 0.5 && std::fmod(low, 2.0) == 1.0);
+      break;
+    case kNearestAway:
+      up = rest >= 0.5;
+      break;
+    case kToZero:
+      break;
+    case kDown:
+      up = sign && rest > 0;
+      break;
+    case kUp:
+      up = !sign && rest > 0;
+      break;
   }
   uint64_t q = uint64_t(low) + up;
   uint64_t v;
@@ -89,9 +98,7 @@ inline uint32_t encode(double x, Format f, int round, bool finite = false) {
 }
 
 inline float f16_to_float(uint16_t h) { return float(bits<_Float16>(h)); }
-inline uint16_t float_to_f16(float x) {
-  return x == x ? bits<uint16_t>(_Float16(x)) : 0x7fff;
-}
+inline uint16_t float_to_f16(float x) { return x == x ? bits<uint16_t>(_Float16(x)) : 0x7fff; }
 inline float bf16_to_float(uint16_t h) { return bits<float>(uint32_t(h) << 16); }
 inline uint16_t float_to_bf16(float x) {
   uint32_t u = bits<uint32_t>(x);

@@ -17,7 +17,9 @@ void VectorClock::join(const VectorClock& other) {
     remote = other.remote;
     return;
   }
-  if (std::equal(other.remote->begin(), other.remote->end(), remote->begin(), [](uint32_t b, uint32_t a) { return b <= a; })) return;
+  if (std::equal(other.remote->begin(), other.remote->end(), remote->begin(),
+                 [](uint32_t b, uint32_t a) { return b <= a; }))
+    return;
   auto merged = std::make_shared<Clock>(*remote);
   ptx::join(*merged, *other.remote);
   remote = std::move(merged);
@@ -62,8 +64,8 @@ static VectorClock from_global(const Warp& w, const Clock& clock) {
 static bool acquires(Order o) { return o == kAcquire || o == kAcqRel || o == kSeqCst; }
 static bool releases(Order o) { return o == kRelease || o == kAcqRel || o == kSeqCst; }
 
-// Synchronisation through a variable. A release at gpu scope also serves cta-scope acquires of its own block, which are kept
-// under their own key: address | block + 1 in the bits above the window.
+// Synchronisation through a variable. A release at gpu scope also serves cta-scope acquires of its own block, which are
+// kept under their own key: address | block + 1 in the bits above the window.
 void strong_access(Warp& w, uint64_t addr, Region* r, Scope scope, Order order, bool reads, bool writes) {
   bool shared = r->space == kShared, wide = scope >= kGpu;
   uint64_t cta_key = addr ^ (uint64_t(w.block->linear + 1) << 44);

@@ -7,8 +7,8 @@ namespace ptx {
 
 namespace {
 
-constexpr int kQuantum = 4096;            // instructions a turn
-constexpr int kIdleSweeps = 512;          // sweeps of polling in which no memory changed: a deadlock
+constexpr int kQuantum = 4096;                      // instructions a turn
+constexpr int kIdleSweeps = 512;                    // sweeps of polling in which no memory changed: a deadlock
 constexpr uint64_t kIdleInstructions = 40'000'000;  // warp instructions without any store: an endless loop
 
 void find_reconvergence(Warp& w) {
@@ -81,7 +81,8 @@ void rotate(Warp& w) {
 // Registers of a wgmma belong to it until wgmma.wait_group.
 void check_in_flight(Warp& w, const Insn& in) {
   auto fail = [](const char* what) {
-    throw Fault{"asynchronous operation not waited for", std::string(what) + " a wgmma that wgmma.wait_group has not waited for"};
+    throw Fault{"asynchronous operation not waited for",
+                std::string(what) + " a wgmma that wgmma.wait_group has not waited for"};
   };
   for (int k = 0; k < in.ndst + in.nsrc; k++) {
     if (w.accumulator_of[in.ops[k].reg] > w.wgmma_done) fail(k < in.ndst ? "writes a result of" : "reads a result of");
@@ -105,7 +106,8 @@ void run_warp(Warp& w) {
     l.executed++;
     if (in.guard_off != kNoPc) {
       Mask undefined = m & ~w.init[in.guard_reg];
-      if (undefined) throw Fault{"uninitialised register", "the guard predicate is undefined", __builtin_ctz(undefined)};
+      if (undefined)
+        throw Fault{"uninitialised register", "the guard predicate is undefined", __builtin_ctz(undefined)};
       Mask p = *reinterpret_cast<const uint32_t*>(w.regs + in.guard_off);
       m &= in.guard_negated ? ~p : p;
     }
@@ -122,7 +124,8 @@ void run_warp(Warp& w) {
     Mask ok = m;
     if (in.policy != kCustom) {
       for (int k = nd; k < n; k++) ok &= w.init[ops[k].reg];
-      if (in.policy == kStrict && ok != m) throw Fault{"uninitialised register", "a source operand is undefined", __builtin_ctz(m & ~ok)};
+      if (in.policy == kStrict && ok != m)
+        throw Fault{"uninitialised register", "a source operand is undefined", __builtin_ctz(m & ~ok)};
     }
     for (int k = 0; k < nd; k++) w.init[ops[k].reg] = (w.init[ops[k].reg] & ~m) | ok;
     in.fn(w, in, m);
@@ -138,28 +141,79 @@ void fill_special(Warp& w, int which, uint32_t* out) {
   for (int i = 0; i < kLanes; i++) {
     uint32_t thread = w.index * kLanes + i, lane_bit = 1u << i;
     switch (which) {
-      case kTidX: out[i] = thread % l.block[0]; break;
-      case kTidY: out[i] = thread / l.block[0] % l.block[1]; break;
-      case kTidZ: out[i] = thread / l.block[0] / l.block[1]; break;
-      case kNtidX: case kNtidY: case kNtidZ: out[i] = l.block[which - kNtidX]; break;
-      case kCtaidX: case kCtaidY: case kCtaidZ: out[i] = b.id[which - kCtaidX]; break;
-      case kNctaidX: case kNctaidY: case kNctaidZ: out[i] = l.grid[which - kNctaidX]; break;
-      case kLaneid: out[i] = i; break;
-      case kWarpid: out[i] = w.index; break;
-      case kNwarpid: out[i] = l.nwarps; break;
-      case kSmid: out[i] = b.linear % l.sms; break;
-      case kNsmid: out[i] = l.sms; break;
-      case kGridid: case kZero: out[i] = 0; break;
-      case kOne: out[i] = 1; break;
-      case kLanemaskEq: out[i] = lane_bit; break;
-      case kLanemaskLe: out[i] = lane_bit | (lane_bit - 1); break;
-      case kLanemaskLt: out[i] = lane_bit - 1; break;
-      case kLanemaskGe: out[i] = ~(lane_bit - 1); break;
-      case kLanemaskGt: out[i] = ~(lane_bit | (lane_bit - 1)); break;
-      case kDynamicSmem: out[i] = l.total_shared - l.static_shared; break;
-      case kTotalSmem: out[i] = l.total_shared; break;
-      case kEnvreg1: out[i] = l.envreg[1]; break;
-      case kEnvreg2: out[i] = l.envreg[2]; break;
+      case kTidX:
+        out[i] = thread % l.block[0];
+        break;
+      case kTidY:
+        out[i] = thread / l.block[0] % l.block[1];
+        break;
+      case kTidZ:
+        out[i] = thread / l.block[0] / l.block[1];
+        break;
+      case kNtidX:
+      case kNtidY:
+      case kNtidZ:
+        out[i] = l.block[which - kNtidX];
+        break;
+      case kCtaidX:
+      case kCtaidY:
+      case kCtaidZ:
+        out[i] = b.id[which - kCtaidX];
+        break;
+      case kNctaidX:
+      case kNctaidY:
+      case kNctaidZ:
+        out[i] = l.grid[which - kNctaidX];
+        break;
+      case kLaneid:
+        out[i] = i;
+        break;
+      case kWarpid:
+        out[i] = w.index;
+        break;
+      case kNwarpid:
+        out[i] = l.nwarps;
+        break;
+      case kSmid:
+        out[i] = b.linear % l.sms;
+        break;
+      case kNsmid:
+        out[i] = l.sms;
+        break;
+      case kGridid:
+      case kZero:
+        out[i] = 0;
+        break;
+      case kOne:
+        out[i] = 1;
+        break;
+      case kLanemaskEq:
+        out[i] = lane_bit;
+        break;
+      case kLanemaskLe:
+        out[i] = lane_bit | (lane_bit - 1);
+        break;
+      case kLanemaskLt:
+        out[i] = lane_bit - 1;
+        break;
+      case kLanemaskGe:
+        out[i] = ~(lane_bit - 1);
+        break;
+      case kLanemaskGt:
+        out[i] = ~(lane_bit | (lane_bit - 1));
+        break;
+      case kDynamicSmem:
+        out[i] = l.total_shared - l.static_shared;
+        break;
+      case kTotalSmem:
+        out[i] = l.total_shared;
+        break;
+      case kEnvreg1:
+        out[i] = l.envreg[1];
+        break;
+      case kEnvreg2:
+        out[i] = l.envreg[2];
+        break;
     }
   }
 }
@@ -242,9 +296,11 @@ void deadlock(Launch& l, std::vector<std::unique_ptr<Block>>& resident, bool end
         if (g.state == GroupState::kBarrier) {
           const BarrierState& s = b->barriers[g.barrier];
           if (b->exited_threads && !running) kind = "barrier reached by part of the block";
-          list(g.pc - 1, format("waits at barrier %d, %d of %d threads arrived, %d of the block exited", g.barrier, s.arrived, s.expected, b->exited_threads));
+          list(g.pc - 1, format("waits at barrier %d, %d of %d threads arrived, %d of the block exited", g.barrier,
+                                s.arrived, s.expected, b->exited_threads));
         } else if (g.state == GroupState::kWarpSync) {
-          if (!running) kind = l.code[g.pc].is_barrier ? "barrier reached by part of a warp" : "warp operation by part of a warp";
+          if (!running)
+            kind = l.code[g.pc].is_barrier ? "barrier reached by part of a warp" : "warp operation by part of a warp";
           list(g.pc, format("lanes 0x%08x wait for the other lanes that the mask names", g.mask));
         } else if (!w.active) {
           list(g.pc, "can run");
@@ -333,11 +389,15 @@ bool gather_lanes(Warp& w, Mask executing, Mask members) {
   if (!missing) return true;
   Mask gone = missing & ~live_lanes(w);
   if (gone) {
-    throw Fault{"warp operation by part of a warp", format("the mask 0x%08x names lane %d, which %s", members, __builtin_ctz(gone),
-                                                           w.exists >> __builtin_ctz(gone) & 1 ? "has exited" : "does not exist"), -1};
+    throw Fault{"warp operation by part of a warp",
+                format("the mask 0x%08x names lane %d, which %s", members, __builtin_ctz(gone),
+                       w.exists >> __builtin_ctz(gone) & 1 ? "has exited" : "does not exist"),
+                -1};
   }
   if (executing != w.active)
-    throw Fault{"warp operation by part of a warp", format("the mask 0x%08x names lane %d, whose guard is false", members, __builtin_ctz(missing & w.active)), -1};
+    throw Fault{
+        "warp operation by part of a warp",
+        format("the mask 0x%08x names lane %d, whose guard is false", members, __builtin_ctz(missing & w.active)), -1};
   // undo what the main loop did before calling: the instruction runs again when the lanes have met
   park(w, GroupState::kWarpSync, 0);
   return false;

@@ -18,7 +18,8 @@ void by_members(Warp& w, const Insn& in, Mask m, int mask_operand, F f) {
     each_lane(left, [&](int i) { same |= Mask(masks[i] == members) << i; });
     Mask outside = same & ~members;
     if (outside) {
-      throw Fault{"warp operation by part of a warp", format("executed by lane %d, which the mask 0x%08x does not name", __builtin_ctz(outside), members),
+      throw Fault{"warp operation by part of a warp",
+                  format("executed by lane %d, which the mask 0x%08x does not name", __builtin_ctz(outside), members),
                   __builtin_ctz(outside)};
     }
     if (!gather_lanes(w, m, members)) return;
@@ -42,14 +43,26 @@ void shfl(Warp& w, const Insn& in, Mask m) {
       int max_lane = (i & seg) | (cval & ~seg), min_lane = i & seg, j;
       bool p;
       switch (in.imm[0]) {
-        case 0: j = i - bval; p = j >= max_lane; break;
-        case 1: j = i + bval; p = j <= max_lane; break;
-        case 2: j = i ^ bval; p = j <= max_lane; break;
-        default: j = min_lane | (bval & ~seg); p = j <= max_lane;
+        case 0:
+          j = i - bval;
+          p = j >= max_lane;
+          break;
+        case 1:
+          j = i + bval;
+          p = j <= max_lane;
+          break;
+        case 2:
+          j = i ^ bval;
+          p = j <= max_lane;
+          break;
+        default:
+          j = min_lane | (bval & ~seg);
+          p = j <= max_lane;
       }
       if (!p) j = i;
       if (!(lanes >> j & 1))
-        throw Fault{"warp operation by part of a warp", format("lane %d reads lane %d, which does not take part", i, j), i};
+        throw Fault{"warp operation by part of a warp", format("lane %d reads lane %d, which does not take part", i, j),
+                    i};
       out[i] = a[j];
       ok |= (source_ok >> j & 1u) << i;
       valid |= Mask(p) << i;
@@ -66,7 +79,9 @@ void vote(Warp& w, const Insn& in, Mask m) {
   by_members(w, in, m, 1, [&](Mask lanes) {
     Mask p = pred(w, in.ops[in.ndst]);
     if (in.imm[1]) p = ~p;
-    if (lanes & ~defined(w, in, 0)) throw Fault{"uninitialised register", "the predicate of a vote is undefined", __builtin_ctz(lanes & ~defined(w, in, 0))};
+    if (lanes & ~defined(w, in, 0))
+      throw Fault{"uninitialised register", "the predicate of a vote is undefined",
+                  __builtin_ctz(lanes & ~defined(w, in, 0))};
     p &= lanes;
     if (in.imm[0] == 3) {
       uint32_t* d = dst<uint32_t>(w, in, 0);
@@ -103,12 +118,23 @@ void redux(Warp& w, const Insn& in, Mask m) {
       uint32_t x = a[i];
       bool less = in.imm[1] ? int32_t(x) < int32_t(r) : x < r;
       switch (in.imm[0]) {
-        case 0: r += x; break;
-        case 1: r = less ? x : r; break;
-        case 2: r = less ? r : x; break;
-        case 3: r &= x; break;
-        case 4: r |= x; break;
-        default: r ^= x;
+        case 0:
+          r += x;
+          break;
+        case 1:
+          r = less ? x : r;
+          break;
+        case 2:
+          r = less ? r : x;
+          break;
+        case 3:
+          r &= x;
+          break;
+        case 4:
+          r |= x;
+          break;
+        default:
+          r ^= x;
       }
     });
     uint32_t* d = dst<uint32_t>(w, in, 0);
@@ -134,8 +160,13 @@ void warp_sync(Warp& w, const Insn& in, Mask m) {
   by_members(w, in, m, 0, [](Mask) {});
 }
 
-const Register handlers{{"shfl", shfl}, {"vote", vote}, {"match", match}, {"redux", redux}, {"elect", elect},
-                        {"activemask", activemask}, {"bar.warp.sync", warp_sync}};
+const Register handlers{{"shfl", shfl},
+                        {"vote", vote},
+                        {"match", match},
+                        {"redux", redux},
+                        {"elect", elect},
+                        {"activemask", activemask},
+                        {"bar.warp.sync", warp_sync}};
 
 }  // namespace
 }  // namespace ptx

@@ -45,7 +45,8 @@ uint32_t element_bits_at(const uint8_t* p, int bytes) {
 }
 
 // rows x k values, row-major, from row `first` of the operand on
-void read_operand(Warp& w, const Insn& in, const Descriptor& d, bool mn_major, int type, int first, int rows, int k, const Actor& who, float* out) {
+void read_operand(Warp& w, const Insn& in, const Descriptor& d, bool mn_major, int type, int first, int rows, int k,
+                  const Actor& who, float* out) {
   int bytes = element_bits(type) / 8, per = 16 / bytes;
   if (mn_major) {
     for (int l = 0; l < k; l++)
@@ -64,15 +65,18 @@ void read_operand(Warp& w, const Insn& in, const Descriptor& d, bool mn_major, i
 
 // A register must not have been written since the last wgmma.fence.
 void require_fenced(Warp& w, Operand o, const char* what) {
-  if (w.written_after[o.reg] == w.fences) throw Fault{"missing wgmma.fence", std::string(what) + " was written since the last wgmma.fence"};
+  if (w.written_after[o.reg] == w.fences)
+    throw Fault{"missing wgmma.fence", std::string(what) + " was written since the last wgmma.fence"};
 }
 
-// imm: n | k << 16, types a | b << 8 | d << 16, a in registers | transposed a << 1 | transposed b << 2 | negated a << 3 |
-// negated b << 4. Sources: accumulators, a (registers or descriptor), descriptor of b, scale-d
+// imm: n | k << 16, types a | b << 8 | d << 16, a in registers | transposed a << 1 | transposed b << 2 | negated a << 3
+// | negated b << 4. Sources: accumulators, a (registers or descriptor), descriptor of b, scale-d
 void mma_async(Warp& w, const Insn& in, Mask m) {
   if (!full_warp(w, m)) return;
-  if (w.index / kWarpsAGroup * kWarpsAGroup + kWarpsAGroup > w.launch->nwarps) throw Fault{"warp operation by part of a warp", "a wgmma outside a complete warpgroup"};
-  int n = in.imm[0] & 0xffff, k = in.imm[0] >> 16, ta = in.imm[1] & 0xff, tb = in.imm[1] >> 8 & 0xff, td = in.imm[1] >> 16 & 0xff;
+  if (w.index / kWarpsAGroup * kWarpsAGroup + kWarpsAGroup > w.launch->nwarps)
+    throw Fault{"warp operation by part of a warp", "a wgmma outside a complete warpgroup"};
+  int n = in.imm[0] & 0xffff, k = in.imm[0] >> 16, ta = in.imm[1] & 0xff, tb = in.imm[1] >> 8 & 0xff,
+      td = in.imm[1] >> 16 & 0xff;
   bool a_registers = in.imm[2] & 1, trans_a = in.imm[2] >> 1 & 1, trans_b = in.imm[2] >> 2 & 1;
   bool negate = bool(in.imm[2] >> 3 & 1) != bool(in.imm[2] >> 4 & 1);
   int acc = in.ndst, na = a_registers ? 4 : 1;
@@ -94,7 +98,8 @@ void mma_async(Warp& w, const Insn& in, Mask m) {
       const uint32_t* s = src<uint32_t>(w, in, acc + r);
       for (int lane = 0; lane < kLanes; lane++)
         for (int j = 0; j < per; j++)
-          a[(lane / 4 + 8 * (r & 1)) * k + (r >> 1) * 4 * per + (lane % 4) * per + j] = element_value(width == 32 ? s[lane] : s[lane] >> j * width & ((1u << width) - 1), ta);
+          a[(lane / 4 + 8 * (r & 1)) * k + (r >> 1) * 4 * per + (lane % 4) * per + j] =
+              element_value(width == 32 ? s[lane] : s[lane] >> j * width & ((1u << width) - 1), ta);
     }
   } else {
     uint64_t d = src<uint64_t>(w, in, acc)[0];
@@ -103,7 +108,9 @@ void mma_async(Warp& w, const Insn& in, Mask m) {
   read_operand(w, in, descriptor(src<uint64_t>(w, in, acc + na)[0]), trans_b, tb, 0, n, k, who, bt.data());
   for (int j = 0; j < n; j++)
     for (int l = 0; l < k; l++) b[size_t(l) * n + j] = negate ? -bt[size_t(j) * k + l] : bt[size_t(j) * k + l];
-  auto element = [&](int lane, int e) { return size_t(lane / 4 + 8 * (e >> 1 & 1)) * n + (e >> 2) * 8 + lane % 4 * 2 + (e & 1); };
+  auto element = [&](int lane, int e) {
+    return size_t(lane / 4 + 8 * (e >> 1 & 1)) * n + (e >> 2) * 8 + lane % 4 * 2 + (e & 1);
+  };
   if (td == kElS32) {
     for (int e = 0; e < n / 2; e++)
       for (int lane = 0; lane < kLanes; lane++) {
@@ -116,7 +123,8 @@ void mma_async(Warp& w, const Insn& in, Mask m) {
   } else {
     for (int e = 0; scale && e < n / 2; e++)
       for (int lane = 0; lane < kLanes; lane++)
-        c[element(lane, e)] = td == kElF32 ? src<float>(w, in, e)[lane] : f16_to_float(src<uint16_t>(w, in, e / 2)[2 * lane + (e & 1)]);
+        c[element(lane, e)] =
+            td == kElF32 ? src<float>(w, in, e)[lane] : f16_to_float(src<uint16_t>(w, in, e / 2)[2 * lane + (e & 1)]);
     multiply_add(c.data(), a.data(), b.data(), 16, n, k);
     for (int e = 0; e < n / 2; e++)
       for (int lane = 0; lane < kLanes; lane++) {
@@ -147,7 +155,10 @@ void wgmma_wait(Warp& w, const Insn& in, Mask m) {
   w.wgmma_done = w.vc.local[agent_index(w, kWgmmaAgent)];
 }
 
-const Register handlers{{"wgmma.mma_async", mma_async}, {"wgmma.fence", wgmma_fence}, {"wgmma.commit", wgmma_commit}, {"wgmma.wait", wgmma_wait}};
+const Register handlers{{"wgmma.mma_async", mma_async},
+                        {"wgmma.fence", wgmma_fence},
+                        {"wgmma.commit", wgmma_commit},
+                        {"wgmma.wait", wgmma_wait}};
 
 }  // namespace
 }  // namespace ptx
