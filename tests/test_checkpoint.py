@@ -75,9 +75,9 @@ def test_a_checksummed_file_that_is_no_archive_is_refused(tmp_path):
 
 def test_the_last_two_are_kept_in_order_of_number(tmp_path):
     assert checkpoint.load_latest(tmp_path) is None
-    for number in (8, 9, 10, 1_000_000):
+    for number in (8, 9, 999_999, 1_000_000):
         checkpoint.save_numbered(tmp_path, number, {"number": number})
-    assert sorted(os.listdir(tmp_path)) == ["checkpoint-000010.pt", "checkpoint-1000000.pt"]
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint-1000000.pt", "checkpoint-999999.pt"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert checkpoint.load_latest(tmp_path) == {"number": 1_000_000}

@@ -130,6 +130,10 @@ def test_resume_extends_a_run_with_a_constant_rate(data_dir, tmp_path, capsys):
     assert len((path / "metrics.jsonl").read_text().splitlines()) == 3
     assert cli.main(["train", "--resume", str(path), "--epochs", "2"]) == 1
     assert "epochs is 3" in capsys.readouterr().err
+    config = (path / "config.json").read_bytes()
+    write_folder(data_dir, rows=(24, 9), size=(4, 5), classes=3)
+    assert cli.main(["train", "--resume", str(path), "--epochs", "4"]) == 1  # on other data
+    assert (path / "config.json").read_bytes() == config
 
 
 def test_predict_by_known_data_and_by_files(data_dir, run_dir, tmp_path, capsys):

@@ -5,10 +5,12 @@ import functools
 import gzip
 import hashlib
 import http.server
+import os
 import struct
 import sys
 import threading
 
+import numpy as np
 import pytest
 import torch
 
@@ -91,6 +93,7 @@ DAMAGED = {
     "no images": (idx_bytes((0, 2, 2), ()), r"is empty: its shape is \(0, 2, 2\)"),
     "truncated gzip": (gzip.compress(GOOD)[:-9], "damaged or truncated gzip"),
     "flipped gzip": (gzip.compress(GOOD)[:-8] + b"\0" * 8, "damaged or truncated gzip"),
+    "no deflate data": (gzip.compress(GOOD)[:10] + b"\xff" * 20, "damaged or truncated gzip"),
     "garbage after gzip": (gzip.compress(GOOD) + b"more", "damaged or truncated gzip"),
     "gzipped garbage": (gzip.compress(b"garbage"), "not an idx file"),
 }
@@ -109,6 +112,24 @@ def test_read_idx_without_dims_takes_any(tmp_path):
     for shape in [(8,), (2, 4), (2, 2, 2), (1, 2, 2, 2)]:
         (tmp_path / "x").write_bytes(idx_bytes(shape, range(8)))
         assert torch.equal(data.read_idx(tmp_path / "x"), torch.arange(8, dtype=torch.uint8).reshape(shape))
+
+
+class Malicious:
+    def __init__(self, target):
+        self.target = str(target)
+
+    def __reduce__(self):
+        return os.mkdir, (self.target,)
+
+
+def test_npy_files_are_never_unpickled(tmp_path):
+    np.save(tmp_path / "x.npy", np.array([Malicious(tmp_path / "run-by-the-pickle")]), allow_pickle=True)
+    for read in (data.read_images, data.read_labels):
+        with pytest.raises(ValueError, match=r"x\.npy: not a usable \.npy file"):
+            read(tmp_path / "x.npy")
+    assert not (tmp_path / "run-by-the-pickle").exists()
+    np.load(tmp_path / "x.npy", allow_pickle=True)  # the file would have done it
+    assert (tmp_path / "run-by-the-pickle").exists()
 
 
 def test_missing_files_and_folders(tmp_path):

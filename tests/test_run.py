@@ -134,6 +134,8 @@ def test_what_a_run_leaves(tmp_path, dataset):
     assert result["parameters"] == 20 * 8 + 8 + 8 * 6 + 6
     assert result["training_seconds"] == sum(r["seconds"] for r in records)
     assert [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines()] == records
+    rates = [0.003 * (1 - (epoch + 2 / 3) / 4) for epoch in range(4)]  # of the last of an epoch's three batches
+    assert [r["lr"] for r in records] == pytest.approx(rates)
     net = folder.load_net()
     assert result["test_error"] == 100 * (net.predict(dataset.x_test) != dataset.y_test).double().mean().item()
     assert result["test_error"] == records[-1]["error"]  # without held out rows
@@ -251,6 +253,20 @@ def test_pictures_grow_with_the_layers(tmp_path, layers):
     width, height = png_size(tmp_path / "g.png")
     assert width == 576 * min(layers, 3)
     assert height == 456 * (2 if layers > 3 else 1)
+
+
+def test_the_histograms_are_of_test_rows_under_their_own_and_a_wrong_label(tmp_path, dataset, monkeypatch):
+    seen = []
+    monkeypatch.setattr(plots, "goodness_histograms", lambda path, *args, **kwargs: seen.append(args))
+    folder = RunFolder.create(tmp_path, CONFIG, dataset)
+    train(folder, dataset)
+    ((positive, negative, thresholds),) = seen
+    every = folder.load_net().label_goodness(dataset.x_test)  # (L, B, C)
+    rows, y = torch.arange(12), dataset.y_test
+    assert torch.allclose(positive, every[:, rows, y])
+    wrong = [torch.isclose(negative, every[:, rows, (y + shift) % 3]).all(0) for shift in (1, 2)]
+    assert (wrong[0] | wrong[1]).all()
+    assert thresholds == [8.0, 6.0]
 
 
 def figure_of(monkeypatch, draw):
