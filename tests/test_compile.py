@@ -13,7 +13,13 @@ from ffkernels import backends, reference
 
 # every op once, in-place ops with every optimizer, each with and without a bias
 CALLS = [
-    pytest.param(op, optimizer, bias, id=f"{op}-{optimizer}-{'bias' if bias else 'no-bias'}")
+    pytest.param(
+        op,
+        optimizer,
+        bias,
+        id=f"{op}-{optimizer}-{'bias' if bias else 'no-bias'}",
+        marks=[] if optimizer in ("sgd", "adam") else pytest.mark.slow,
+    )
     for op in cases.OPS
     for optimizer in (cases.OPTIMIZERS if op in cases.IN_PLACE else ["adam"])
     for bias in (True, False)

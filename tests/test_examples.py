@@ -27,6 +27,7 @@ def test_drop_in_shows_equal_losses():
     assert float(re.fullmatch(r"largest relative difference: (.*)", last)[1]) < 1e-5
 
 
+@pytest.mark.slow
 def test_drop_in_fails_where_losses_differ():
     done = run("drop_in.py", "--steps", "8", "--width", "64", "--tolerance", "-1")
     assert done.returncode == 1

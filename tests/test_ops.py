@@ -9,7 +9,8 @@ import torch
 
 import ffkernels as ff
 
-SHAPES = [(1, 3, 1), (2, 8, 5), (33, 123, 110), (64, 255, 129), (255, 507, 123)]  # rows, depth, cols
+SHAPES = [(1, 3, 1), (2, 8, 5), (33, 123, 110), (64, 255, 129)]  # rows, depth, cols
+SHAPES.append(pytest.param((255, 507, 123), marks=pytest.mark.slow))
 OPTIONS = [
     {},
     {"normalize": "rms", "activation": "gelu", "goodness": "sum"},

@@ -336,7 +336,7 @@ def test_what_the_progress_bar_says():
     assert training._status(sums, 50, 0.01, 7) == "epoch 7, loss 1 2, g+ 10 20, g- 3 4, 5,000 rows/s"
 
 
-@pytest.mark.parametrize(("mode", "epochs"), [("simultaneous", 25), ("greedy", 25)])
+@pytest.mark.parametrize(("mode", "epochs"), [("simultaneous", 25), pytest.param("greedy", 25, marks=pytest.mark.slow)])
 def test_it_learns_digits(mode, epochs):
     datasets = pytest.importorskip("sklearn.datasets")
     x, labels = (torch.from_numpy(t) for t in datasets.load_digits(return_X_y=True))
