@@ -1,11 +1,11 @@
 """A PTX interpreter for tests: runs what nvcc and Triton compile, on the CPU, with every access checked."""
 
-from .compilers import TritonKernel, compile_cuda, compile_triton, kernels, run_compiled, run_triton
 from .decode import Unsupported
 from .driver import In, LaunchError, Out, PtxFault, run
-from .launches import triton_launches
+from .nvcc import compile_cuda, kernels
 from .report import Report
 from .tensormap import TensorMap
+from .triton_kernels import TritonKernel, compile_triton, run_compiled, run_triton, triton_launches
 
 __all__ = [
     "In", "LaunchError", "Out", "PtxFault", "Report", "TensorMap", "TritonKernel", "Unsupported", "compile_cuda",

@@ -2,13 +2,13 @@
 
 import pytest
 
-from . import compilers, engine
+from . import engine, nvcc
 
 
 def pytest_runtest_setup(item):
     missing = {
         "gxx": None if engine.compiler() else "no C++ compiler (g++) for the interpreter's engine",
-        "nvcc": None if compilers.nvcc() else "no nvcc to compile CUDA kernels",
+        "nvcc": None if nvcc.nvcc() else "no nvcc to compile CUDA kernels",
         "triton": None if _has("triton") else "triton is not installed",
         "liger": None if _has("liger_kernel") else "liger-kernel is not installed (pip install --no-deps liger-kernel)",
     }

@@ -283,7 +283,7 @@ class Decoder:
             var = frame.fn.variables.get(name)
             if var is not None and var.space in ("local", "param"):
                 if frame.prefix == "" and name in self.param_offsets:
-                    return PARAM_WINDOW + self.param_offsets[name]
+                    return self.param_offsets[name]
                 return self.local_offset(frame, var)
         if (None, name) in self.shared_offsets:
             return self.shared_offsets[None, name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import syntax as ast
-from .decode import CUSTOM, LOCAL_WINDOW, SHARED_WINDOW, SPACES, STRICT, Decoder, Mods, Operand, opcode
+from .decode import CUSTOM, LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, SPACES, STRICT, Decoder, Mods, Operand, opcode
 from .syntax import type_size
 
 ORDERS = {"weak": 0, "relaxed": 1, "acquire": 2, "release": 3, "acq_rel": 4, "sc": 5}
@@ -193,7 +193,7 @@ def cvta(d, ops, m):
     m.done()
     if kind != "u64":
         m.fail("only 64-bit addresses are implemented")
-    base = {"shared": SHARED_WINDOW, "local": LOCAL_WINDOW}.get(where, 0)
+    base = {"shared": SHARED_WINDOW, "local": LOCAL_WINDOW, "param": PARAM_WINDOW}.get(where, 0)
     d.emit("cvta", [d.dst(ops[0], kind)], [d.src(ops[1], kind)], (-base if to else base,))
 
 

@@ -122,7 +122,8 @@ def test_tensor_copies(span, shape, box, at):
     count = torch.Size(box).numel()
     image = torch.zeros(count, dtype=torch.int16)
     coords = "{" + ", ".join(str(c) for c in reversed(at)) + "}"
-    body = f"""ld.param.u64 %p2, [image]; mov.u64 %p0, source; mov.u64 %p1, target; mov.u32 %r1, room;
+    body = f"""ld.param.u64 %p2, [image]; mov.u64 %p0, source; cvta.param.u64 %p0, %p0;
+        mov.u64 %p1, target; cvta.param.u64 %p1, %p1; mov.u32 %r1, room;
     setp.eq.u32 %q0, %r0, 0; @!%q0 bra GO;
         prefetch.tensormap [%p0];
         mbarrier.init.shared::cta.b64 [%r1+8192], 1;
@@ -151,7 +152,8 @@ def test_tensor_copies(span, shape, box, at):
 
 def test_tensor_reduction():
     x = torch.ones(8, 32)
-    body = """mov.u64 %p0, target; mov.u32 %r1, room; cvt.rn.f32.u32 %f0, %r0; mad.lo.u32 %r2, %r0, 4, %r1;
+    body = """mov.u64 %p0, target; cvta.param.u64 %p0, %p0; mov.u32 %r1, room;
+        cvt.rn.f32.u32 %f0, %r0; mad.lo.u32 %r2, %r0, 4, %r1;
     st.shared.f32 [%r2], %f0;
         fence.proxy.async.shared::cta; bar.sync 0; setp.eq.u32 %q0, %r0, 0; @!%q0 ret;
         cp.reduce.async.bulk.tensor.2d.global.shared::cta.add.tile.bulk_group [%p0, {0, 1}], [%r1];

@@ -45,7 +45,7 @@ def test_padding_of_a_strided_view():
 
 def test_tensor_map_faults():
     source = torch.zeros(8, 32)
-    body = """mov.u64 %p9, m; @!%q0 bra END; mbarrier.init.shared.b64 [%r1], 1;
+    body = """mov.u64 %p9, m; cvta.param.u64 %p9, %p9; @!%q0 bra END; mbarrier.init.shared.b64 [%r1], 1;
     mbarrier.arrive.expect_tx.shared.b64 _, [%r1], 512;
         cp.async.bulk.tensor.2d.shared::cta.global.mbarrier::complete_tx::bytes [%r1+{to}], [%p9, {{0, 0}}], [%r1];
         {then} END:"""

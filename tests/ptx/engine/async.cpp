@@ -109,17 +109,17 @@ Mbarrier& mbarrier_at(Warp& w, const Insn& in, int lane, uint64_t addr, Space sp
 }
 
 // A phase ends when nobody is missing and no bytes are.
-static void maybe_complete(Warp& w, Mbarrier& b) {
+static void maybe_complete(Launch& l, Mbarrier& b) {
   if (b.pending || b.tx) return;
   b.phase++;
   b.pending = b.expected;
   b.done.join(b.arriving);
   b.done_proxy.join(b.arriving_proxy);
   b.arriving = b.arriving_proxy = VectorClock();
-  uint32_t agent = kAgentKinds * w.launch->nwarps + b.agent;
+  uint32_t agent = kAgentKinds * l.nwarps + b.agent;
   if (b.done.local.size() <= agent) b.done.local.resize(agent + 1);
   b.done.local[agent] = b.phase;
-  w.launch->progress++;
+  l.progress++;
 }
 
 void arrive(Warp& w, Mbarrier& b, int lane, uint32_t count, int64_t expect) {
@@ -131,12 +131,19 @@ void arrive(Warp& w, Mbarrier& b, int lane, uint32_t count, int64_t expect) {
   b.arriving_proxy.join(w.proxy);
   tick(w);
   b.pending -= count;
-  maybe_complete(w, b);
+  maybe_complete(*w.launch, b);
 }
 
-void complete_tx(Warp& w, Mbarrier& b, int64_t bytes) {
-  b.tx -= bytes;
-  maybe_complete(w, b);
+void land_later(Warp& w, Mbarrier& b, int64_t bytes) { w.block->landing.push_back({&b, bytes}); }
+
+bool land_copies(Block& block) {
+  for (auto [b, bytes] : block.landing) {
+    b->tx -= bytes;
+    maybe_complete(*block.launch, *b);
+  }
+  bool any = !block.landing.empty();
+  block.landing.clear();
+  return any;
 }
 
 Actor mbarrier_actor(const Mbarrier& b) {
@@ -220,7 +227,8 @@ void mbarrier_arrive(Warp& w, const Insn& in, Mask m) {
         b.tx += value;
         break;
       case 3:
-        complete_tx(w, b, value);
+        b.tx -= value;
+        maybe_complete(*w.launch, b);
         break;
       case 4:
         if (b.expected < value) throw Fault{"invalid mbarrier", "more arrivals dropped than expected", i};

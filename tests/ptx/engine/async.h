@@ -14,7 +14,8 @@ void wait_groups(Warp& w, AgentKind kind, std::vector<CommitGroup>& groups, Mask
 
 Mbarrier& mbarrier_at(Warp& w, const Insn& in, int lane, uint64_t addr, Space space);
 void arrive(Warp& w, Mbarrier& b, int lane, uint32_t count, int64_t expect);
-void complete_tx(Warp& w, Mbarrier& b, int64_t bytes);
+// The bytes of a copy count when it lands.
+void land_later(Warp& w, Mbarrier& b, int64_t bytes);
 // Writes that land when the current phase of the mbarrier ends.
 Actor mbarrier_actor(const Mbarrier& b);
 

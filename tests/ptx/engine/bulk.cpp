@@ -236,7 +236,7 @@ void tensor_load(Warp& w, const Insn& in, Mask m) {
       if (last > first) read_global(w, in, i, from + first * bytes, (last - first) * bytes, row.data() + first * bytes);
       to_shared(w, in, i, to, offset, t.swizzle, row.data(), uint32_t(row.size()), who);
     });
-    complete_tx(w, b, int64_t(box_bytes(t)));
+    land_later(w, b, int64_t(box_bytes(t)));
   });
 }
 
@@ -287,7 +287,7 @@ void bulk_load(Warp& w, const Insn& in, Mask m) {
     std::vector<uint8_t> data(c.bytes);
     if (c.bytes) read_global(w, in, i, c.from, c.bytes, data.data());
     to_shared(w, in, i, shared_address(c.to, i), 0, 0, data.data(), c.bytes, mbarrier_actor(b));
-    complete_tx(w, b, c.bytes);
+    land_later(w, b, c.bytes);
   });
 }
 // imm[2]: reduction | element type << 8

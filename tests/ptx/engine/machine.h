@@ -222,6 +222,7 @@ struct Block {
   BarrierState barriers[16];
   std::unordered_map<uint32_t, Mbarrier> mbarriers;
   int mbarrier_agents = 0;
+  std::vector<std::pair<Mbarrier*, int64_t>> landing;  // bulk copies whose bytes their mbarrier does not count yet
   int next_warp = 0, finished_warps = 0, exited_threads = 0;
   std::unordered_map<uint64_t, VectorClock> sync_vars;  // of shared memory
 };
@@ -365,6 +366,8 @@ void park(Warp& w, GroupState state, int barrier);  // the current lanes wait; o
 void release_group(Warp& w, Mask lanes);            // lanes that waited at a barrier go on
 void branch(Warp& w, Mask taken, uint32_t target);
 void exit_lanes(Warp& w, Mask lanes);
+// Bulk copies land when no warp of the block can go on without them, so that every wait has to wait. True if any did.
+bool land_copies(Block& block);
 // Ends this turn of the warp, which may be spinning, after the current instruction.
 inline void yield(Warp& w) {
   w.yielded = true;

@@ -62,12 +62,14 @@ static Place locate_local(Warp& w, int lane, uint64_t addr, int bytes, bool writ
 }
 
 Place locate(Warp& w, const Insn& in, int lane, uint64_t addr, Space space, int bytes, bool write, int align) {
-  // shared and local addresses are offsets in their windows; all others are generic
+  // shared, local and parameter addresses are offsets in their windows; all others are generic
   if (space == kShared) {
     if (addr >> 32)
       throw Fault{"out of range",
                   format("shared address 0x%llx (a generic address?)", static_cast<unsigned long long>(addr)), lane};
     addr += kSharedWindow;
+  } else if (space == kParam && addr >> kWindowShift == 0) {
+    addr += kParamWindow;
   } else if (space == kLocal) {
     return locate_local(w, lane, addr, bytes, write, align);
   }

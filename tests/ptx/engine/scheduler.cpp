@@ -435,6 +435,7 @@ void run_launch(Launch& l) {
           }
         }
         again |= l.progress != before;
+        if (!again) again = land_copies(b);
         if (l.progress != progress_seen) {
           progress_seen = l.progress;
           executed_then = l.executed;
