@@ -25,6 +25,15 @@ def unavailable() -> str | None:
 
 
 @functools.cache
+def cpu_isa() -> dict[str, Any] | None:
+    """The instruction sets that the CPU kernels can use here, from the lowest on, and the one that they use."""
+    if unavailable():
+        return None
+    available, used = torch.ops.ffkernels.cpu_isa().split()
+    return {"available": available.split(","), "used": used}
+
+
+@functools.cache
 def build_info() -> dict[str, Any] | None:
     """What the extension was built with: version, compiler, CUDA version and architectures, torch, sources."""
     return None if unavailable() else json.loads(torch.ops.ffkernels.build_info())

@@ -35,10 +35,21 @@ def _no_kernels(name: str) -> Callable[[], str | None]:
     return lambda: None if any(backend == name for _, backend in _KERNELS) else "this version has no kernels for it"
 
 
+def _cpu_unavailable() -> str | None:
+    reason = _extension.unavailable()
+    if reason is not None:
+        return reason
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    missing = [op for op in _CPU_OPS if not has_kernel(f"ffkernels::{op}.cpu", "CPU")]
+    if missing:  # an extension left over from an older version beside newer Python files
+        return f"the compiled extension is out of date: it lacks {', '.join(missing)}; build it again"
+    return None
+
+
 _KERNELS: dict[tuple[str, str], Kernel] = {}
 _UNAVAILABLE: dict[str, Callable[[], str | None]] = {
     "reference": lambda: None,
-    "cpu": _extension.unavailable,
+    "cpu": _cpu_unavailable,
     "triton": _no_kernels("triton"),
     "cuda": _no_kernels("cuda"),
 }
@@ -50,8 +61,7 @@ def register(backend: str, op: str, *, devices: tuple[str, ...] | None, dtypes: 
     _KERNELS[op, backend] = Kernel(devices, dtypes)
 
 
-# what csrc/ops.cpp registers
-for _op in (
+_CPU_OPS = (
     "ff_forward",
     "ff_grad",
     "ff_update_",
@@ -59,7 +69,8 @@ for _op in (
     "ff_network_step_",
     "ff_label_forward",
     "ff_label_step_",
-):
+)
+for _op in _CPU_OPS:
     register("cpu", _op, devices=("cpu",), dtypes=(torch.float32, torch.bfloat16))
 
 
@@ -165,6 +176,14 @@ def explain(op: str, x: Tensor) -> str:
     return f"{op} on {x.device.type} {str(x.dtype).removeprefix('torch.')} runs on {backend!r} ({why})"
 
 
+def has_matrix_units(device: torch.device) -> bool:
+    """Whether bf16 products run on units of their own there: AMX on a CPU, tensor cores (sm_80 on) on a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    isa = _extension.cpu_isa()
+    return device.type == "cpu" and isa is not None and isa["used"] == "amx"
+
+
 def ops_of(backend: str) -> list[str]:
     """Names of the ops that ``backend`` implements."""
     return sorted(op for op, b in _KERNELS if b == backend)
@@ -184,6 +203,7 @@ def info() -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "backend": setting,
         "build": _extension.build_info(),
+        "cpu_isa": _extension.cpu_isa(),
         "cuda": _extension.cuda_devices(),
         "backends": {
             name: {"available": unavailable(name) is None, "reason": unavailable(name), "ops": ops_of(name)}

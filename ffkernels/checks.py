@@ -114,8 +114,9 @@ def layer(
     normalize: str,
     eps: float,
     activation: str,
+    width: int | None = None,
 ) -> None:
-    """What every op asks of a layer and its input."""
+    """What every op asks of a layer and its input; ``width`` is K where x is not the layer's own input."""
     matrix("x", x)
     matrix("weight", weight)
     n, k = weight.shape
@@ -126,8 +127,10 @@ def layer(
         raise TypeError(f"x must be one of {[str(d) for d in DTYPES]}, got {x.dtype}")
     if k == 0 or n == 0:
         raise ValueError(f"weight must have shape (N, K) with N, K >= 1, got {tuple(weight.shape)}")
-    if x.shape[1] != k:
-        raise ValueError(f"x must have shape (M, K) with K = {k} as weight (N, K) has, got {tuple(x.shape)}")
+    given = x.shape[1] if width is None else width
+    if given != k:
+        got = (x.shape[0], given)
+        raise ValueError(f"x must have shape (M, K) with K = {k} as weight (N, K) has, got {got}")
     if weight.dtype != x.dtype:
         raise TypeError(f"weight must be {x.dtype} as x is, got {weight.dtype}")
     if weight.device != x.device:

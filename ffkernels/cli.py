@@ -70,6 +70,9 @@ def _describe(info: dict[str, Any]) -> str:
     else:
         lines.append("compiled extension:")
         lines += [f"  {name:<14}{_listed(value)}" for name, value in info["build"].items()]
+    if info["cpu_isa"] is not None:
+        isa = info["cpu_isa"]
+        lines.append(f"CPU kernels: {isa['used']} (this machine has {', '.join(isa['available'])})")
     if info["cuda"] is not None:
         lines.append("CUDA runtime:")
         lines += [f"  {name:<14}{_listed(value)}" for name, value in info["cuda"].items()]
@@ -313,8 +316,8 @@ def _add_train(commands: Any) -> argparse.ArgumentParser:
     flag(g, "--seed", "of initial weights, order and wrong labels: the same seed gives the same net", type=int)
 
     g = p.add_argument_group("machine")
-    flag(g, "--precision", "of float32 products: highest, high (TF32 or like it) or medium (bf16)", shown="torch's",
-         choices=checks.PRECISIONS)  # fmt: skip
+    flag(g, "--precision", "of float32 products: highest, high (TF32 or like it) or medium (bf16)",
+         choices=checks.PRECISIONS, shown="medium where the machine has matrix units, else torch's")  # fmt: skip
     flag(g, "--backend", "whose kernels run", choices=("auto", *backends.BACKENDS), shown="auto, or FFKERNELS_BACKEND")
     flag(g, "--device", "cpu, cuda, cuda:1, ...", shown="a GPU if there is one", metavar="DEVICE")
     flag(g, "--threads", "CPU threads", type=int, metavar="N", shown="torch's")

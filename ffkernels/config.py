@@ -42,7 +42,8 @@ class TrainConfig:
         epochs, mode, batch_size, seed: as for `training.fit`; the seed also draws the initial weights.
         optimizer: "adam", "adamw" or "sgd"; lr, weight_decay, momentum (sgd only): its arguments.
         lr_schedule: "constant", or "linear": from lr to 0 over the run.
-        precision: as for `ff_step_`; None: torch's setting. backend: as for `use_backend`; None: the present setting.
+        precision: as for `ff_step_`; None: "medium" where the machine has matrix units, else torch's setting.
+        backend: as for `use_backend`; None: the present setting.
         device: a torch device; None: the first GPU if torch sees one, else the CPU.
         threads: of the CPU; None: as many as torch would use.
 
@@ -110,15 +111,19 @@ class TrainConfig:
 
     def resolved(self) -> TrainConfig:
         """The same run with nothing left to the machine or to defaults that may change: what a run folder stores."""
+        device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device is None else self.device
+        precision = self.precision
+        if precision is None and backends.has_matrix_units(torch.device(device)):
+            precision = "medium"  # training shows no harm
         return dataclasses.replace(
             self,
             epochs=EPOCHS[self.data] if self.epochs is None else self.epochs,
             batch_size=BATCH_SIZE[self.data] if self.batch_size is None else self.batch_size,
             lr=LR[self.optimizer] if self.lr is None else self.lr,
             momentum=MOMENTUM if self.momentum is None and self.optimizer == "sgd" else self.momentum,
-            precision=checks.precision(self.precision),
+            precision=checks.precision(precision),
             backend=backends.current_backend() if self.backend is None else self.backend,
-            device=("cuda" if torch.cuda.is_available() else "cpu") if self.device is None else self.device,
+            device=device,
             threads=torch.get_num_threads() if self.threads is None else self.threads,
         )
 

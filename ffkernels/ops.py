@@ -492,8 +492,7 @@ def ff_network_step_(
     width = x.shape[1]
     for i, r in enumerate(records):
         try:
-            # one row stands for the layer's input: its width is what there is to check
-            checks.layer(x if i == 0 else x.new_empty((1, width)), r.weight, r.bias, r.normalize, r.eps, r.activation)
+            checks.layer(x, r.weight, r.bias, r.normalize, r.eps, r.activation, width)
             checks.loss_options(r.threshold, r.temperature, r.goodness)
             tensors = checks.flat_state("ff_network_step_", r.optimizer, r.state, r.weight, r.bias)
             if grad_mode:
