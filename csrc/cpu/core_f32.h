@@ -11,7 +11,8 @@ namespace ffkernels::cpu::FFK_NAMESPACE {
 template <int64_t rows_, int64_t vectors_>
 struct CoreF32 {
   static constexpr int64_t kRows = rows_, kCols = vectors_ * kLanes, kDepthUnit = 1;
-  static constexpr int64_t kBytes = 4;  // of a packed element
+  static constexpr int64_t kBytes = 4;                 // of a packed element
+  static constexpr double kThreadWork = 2e5 * kLanes;  // flops that are worth a second thread: some 20 us
   using Element = float;
 
   static void enter() {}

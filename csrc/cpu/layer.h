@@ -22,18 +22,17 @@ constexpr int64_t kWeightBytes = 1 << 20;  // of packed W at once: half of a lar
 constexpr int64_t kGradientCols = 256;     // columns of dz in a gradient block
 constexpr int64_t kGradientDepth = 256;    // columns of x in a gradient block
 constexpr int64_t kStripRows = 32;         // rows that are converted, packed and scaled at once
-constexpr int64_t kPartCols = 128;   // columns whose share of the goodness is summed at once, for any thread count
-constexpr double kThreadWork = 1e6;  // flops that are worth a thread
+constexpr int64_t kPartCols = 128;  // columns whose share of the goodness is summed at once, for any thread count
 
 template <typename Core, typename T>
 class Layer {
  public:
   Layer(const Job& job, int64_t threads) : job_(job), labels_(job.labels), all_rows_(job.rows * job.labels.candidates) {
     const double work = 2.0 * static_cast<double>(all_rows_) * job.cols * job.depth;
-    threads_ = larger<int64_t>(1, smaller<int64_t>(threads, static_cast<int64_t>(work / kThreadWork)));
+    threads_ = larger<int64_t>(1, smaller<int64_t>(threads, static_cast<int64_t>(work / Core::kThreadWork)));
     depth_ = round_up(job.depth, Core::kDepthUnit);
-    block_rows_ = round_up(smaller(kBlockRows, job.rows), kStrip);
-    blocks_ = ceil_div(job.rows, block_rows_);
+    block_rows_ = round_up(larger<int64_t>(1, smaller(kBlockRows, job.rows)), kStrip);
+    blocks_ = larger<int64_t>(1, ceil_div(job.rows, block_rows_));  // no rows: an update with no gradient
     split_rows_ = blocks_ > 1 || job.rows >= kRowSplit * threads_;
 
     const int64_t fitting = larger<int64_t>(1, kWeightBytes / (depth_ * Core::kBytes * kPart)) * kPart;

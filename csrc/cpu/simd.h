@@ -37,7 +37,7 @@ struct Ahead {
   int64_t lines;  // at a time
 
   Ahead(const void* begin, int64_t bytes, int64_t times)
-      : next(static_cast<const char*>(begin)), lines((bytes + 64 * times - 1) / (64 * times)) {}
+      : next(static_cast<const char*>(begin)), lines(times > 0 ? (bytes + 64 * times - 1) / (64 * times) : 0) {}
   void fetch() {
     for (int64_t i = 0; i < lines; ++i, next += 64) __builtin_prefetch(next, 0, 2);
   }
