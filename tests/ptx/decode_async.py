@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from . import syntax as ast
 from .decode import STRICT, Decoder, opcode
-from .decode_memory import SCOPES, _cache_hint, _touch, address, semantics, space
+from .decode_memory import SCOPES, address, drop_cache_hint, semantics, space, touch
 
 _REDUCTIONS = ("none", "add", "min", "max", "and", "or", "xor")
 # element types of reductions, numbered as those of tensor maps
@@ -22,7 +22,7 @@ def _bulk(d: Decoder, ops, m, reduction: str):
         return d.emit("bulk.wait", imm=(_count(d, ops[0]), reads_only))
     if m.take("prefetch"):
         return d.emit("nop")
-    ops = list(_cache_hint(d, m, ops))
+    ops = list(drop_cache_hint(d, m, ops))
     tensor = m.take("tensor")
     rank = int(m.need("1d", "2d", "3d", "4d", "5d")[0]) if tensor else 0
     m.take("tile")
@@ -32,7 +32,7 @@ def _bulk(d: Decoder, ops, m, reduction: str):
     for words in (("shared::cta", "shared::cluster"), ("global",))[:: 1 if load else -1]:
         m.need(*words)
     m.need("mbarrier::complete_tx::bytes" if load else "bulk_group")
-    _touch(d, "global", 1)
+    touch(d, "global", 1)
     if tensor:
         if reduction != "none" and load:
             m.fail("not implemented")
@@ -96,7 +96,7 @@ def cp(d: Decoder, ops, m):
         base, offset, size = address(d, ops[0])
         return d.emit("cp.async.mbarrier.arrive", (), [base], (offset, noinc, 0, size), semantics(where), STRICT)
     m.need("ca", "cg")
-    ops = _cache_hint(d, m, ops)
+    ops = drop_cache_hint(d, m, ops)
     m.need("shared", "shared::cta")
     m.need("global")
     m.choice("L2::64B", "L2::128B", "L2::256B")
@@ -110,8 +110,8 @@ def cp(d: Decoder, ops, m):
     if len(ops) > 3:
         third = 2 if isinstance(ops[3], ast.Reg) and ops[3].type == "pred" else 1
         srcs.append(d.src(ops[3], "pred" if third == 2 else "u32"))
-    _touch(d, "shared", nbytes)
-    _touch(d, "global", 4)
+    touch(d, "shared", nbytes)
+    touch(d, "global", 4)
     d.emit(
         "cp.async", (), srcs, (to_offset, source_offset, nbytes | third << 8, to_size | source_size << 8), policy=STRICT
     )
@@ -143,7 +143,7 @@ def mbarrier(d: Decoder, ops, m):
         dsts = [d.dst(ops.pop(0), "pred")]
     base, offset, size = address(d, ops[0])
     flags = semantics(where)
-    _touch(d, "shared", 8)
+    touch(d, "shared", 8)
     if what in ("init", "inval"):
         return d.emit(
             f"mbarrier.{what}", (), [base, *(d.src(o, "u32") for o in ops[1:])], (offset, 0, 0, size), flags, STRICT
@@ -151,7 +151,7 @@ def mbarrier(d: Decoder, ops, m):
     if what in ("test_wait", "try_wait"):
         # a third operand is a time limit, which only bounds how long the hardware may suspend the thread
         state = d.src(ops[1], "u32" if parity else "b64")
-        return d.emit("mbarrier.wait", dsts, [base, state], (offset, parity, what == "try_wait", size), flags, STRICT)
+        return d.emit("mbarrier.wait", dsts, [base, state], (offset, parity, 0, size), flags, STRICT)
     code = {"arrive": 5 if incomplete else 1 if expect else 0, "expect_tx": 2, "complete_tx": 3, "arrive_drop": 4}[what]
     if what == "arrive_drop" and incomplete:
         m.fail(".noComplete is not implemented")
@@ -195,5 +195,5 @@ def tensormap(d: Decoder, ops, m):
     base, offset, size = address(d, ops[0])
     if ordinal:
         at += nbytes * _count(d, ops[1])
-    _touch(d, where, nbytes)
+    touch(d, where, nbytes)
     d.emit("tensormap.replace", (), [base, d.src(ops[-1], kind)], (offset, at, nbytes, size), semantics(where), STRICT)

@@ -68,7 +68,7 @@ def _elements(d: Decoder, op, m: Mods) -> tuple:
     return op.items
 
 
-def _cache_hint(d: Decoder, m: Mods, ops):
+def drop_cache_hint(d: Decoder, m: Mods, ops):
     """Drops the cache policy: it does not change what the operation does."""
     if m.take("L2::cache_hint"):
         d.src(ops[-1], "b64")
@@ -76,7 +76,8 @@ def _cache_hint(d: Decoder, m: Mods, ops):
     return ops
 
 
-def _touch(d: Decoder, where: str, nbytes: int):
+def touch(d: Decoder, where: str, nbytes: int):
+    """Notes an access: race detection works in pieces as small as the smallest."""
     for name in ("shared", "global") if where == "generic" else (where,):
         if name in d.smallest:
             d.smallest[name] = min(d.smallest[name], nbytes)
@@ -89,7 +90,7 @@ def _function_param(d: Decoder, op) -> bool:
 
 @opcode("ld", "ldu")
 def ld(d, ops, m):
-    ops = _cache_hint(d, m, ops)
+    ops = drop_cache_hint(d, m, ops)
     kind = m.type()
     where, flags = _semantics_of(m)
     while m.choice(*_HINTS):
@@ -108,13 +109,13 @@ def ld(d, ops, m):
             offset = d.param_offsets[ops[1].base.name] + ops[1].offset
             return d.emit("ld.param", dsts, (), (offset, shape))
     base, offset, size = address(d, ops[1])
-    _touch(d, where, type_size(kind) * len(items))
+    touch(d, where, type_size(kind) * len(items))
     d.emit("ld", dsts, [base], (offset, shape, 0, size), flags, CUSTOM)
 
 
 @opcode("st")
 def st(d, ops, m):
-    ops = _cache_hint(d, m, ops)
+    ops = drop_cache_hint(d, m, ops)
     kind = m.type()
     if m.parts and m.parts[0] == "async":
         m.fail("not implemented")
@@ -129,7 +130,7 @@ def st(d, ops, m):
     base, offset, size = address(d, ops[0])
     if len({o.size for o in srcs}) != 1:
         d.fail("sources of different sizes")
-    _touch(d, where, type_size(kind) * len(items))
+    touch(d, where, type_size(kind) * len(items))
     d.emit("st", (), [base, *srcs], (offset, type_size(kind) | srcs[0].size << 16, 0, size), flags, CUSTOM)
 
 
@@ -152,7 +153,7 @@ def atom(d, ops, m):
     returns = m.text.startswith("atom")
     if m.take("async"):
         m.fail("not implemented")
-    ops = _cache_hint(d, m, ops)
+    ops = drop_cache_hint(d, m, ops)
     kind = m.type()
     order = m.choice("relaxed", "acquire", "release", "acq_rel", default="relaxed")
     scope = m.choice(*SCOPES, default="gpu")
@@ -176,7 +177,7 @@ def atom(d, ops, m):
     values = rest[1].items if vector else rest[1:]
     srcs = [base, *(d.src(o, kind) for o in values)]
     nbytes = type_size(kind)
-    _touch(d, where, nbytes * count)
+    touch(d, where, nbytes * count)
     if kind == "b128":
         return d.emit("atom.128", dsts, srcs, (offset, 0, 0, size), flags, STRICT)
     if kind == "b16" and op != "cas":

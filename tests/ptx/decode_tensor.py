@@ -6,7 +6,7 @@ import re
 
 from . import syntax as ast
 from .decode import ASYNC, CUSTOM, STRICT, opcode
-from .decode_memory import _touch, address, semantics, space
+from .decode_memory import address, semantics, space, touch
 
 ELEMENTS = {
     "f16": 0, "bf16": 1, "tf32": 2, "e4m3": 3, "e5m2": 4, "s8": 5, "u8": 6, "s4": 7, "u4": 8, "f64": 9, "f32": 10,
@@ -109,7 +109,7 @@ def ldmatrix(d, ops, m):
     count, trans, where = _matrix_mods(m)
     base, offset, size = address(d, ops[1])
     dsts = [d.dst(o, "b32") for o in _items(d, ops[0], count)]
-    _touch(d, where, 16)
+    touch(d, where, 16)
     d.emit("ldmatrix", dsts, [base], (offset, trans, 0, size), semantics(where), CUSTOM)
 
 
@@ -118,7 +118,7 @@ def stmatrix(d, ops, m):
     count, trans, where = _matrix_mods(m)
     base, offset, size = address(d, ops[0])
     srcs = [d.src(o, "b32") for o in _items(d, ops[1], count)]
-    _touch(d, where, 16)
+    touch(d, where, 16)
     d.emit("stmatrix", (), [base, *srcs], (offset, trans, 0, size), semantics(where), CUSTOM)
 
 
@@ -174,7 +174,7 @@ def wmma(d, ops, m):
     stride = [d.src(ops[2], "u32")] if len(ops) > 2 else []
     code = shape[0] | shape[1] << 8 | ELEMENTS[kind] << 16 | column << 24
     items = _items(d, fragment, count)
-    _touch(d, where, max(BITS[kind] // 8, 1))
+    touch(d, where, max(BITS[kind] // 8, 1))
     imm = (offset, code, bool(stride), size)
     if what == "load":
         return d.emit("wmma.load", [d.dst(o, register) for o in items], [base, *stride], imm, semantics(where), STRICT)

@@ -37,6 +37,12 @@ def test_sectors(stride, size, sectors):
     assert report.l2_unique_bytes == 32 * sectors
 
 
+def test_sectors_count_once_in_any_order():
+    """Lanes that alternate between two sectors touch two."""
+    report = launch("and.b32 %r4, %r0, 1; mad.wide.u32 %p8, %r4, 32, %p0; ld.global.u32 %r5, [%p8];", block=32)
+    assert only(report, "ld.global").sectors == 2
+
+
 def test_unique_bytes_count_a_sector_once():
     report = launch("ld.global.u32 %r4, [%p8]; ld.global.u32 %r5, [%p8]; st.global.u32 [%p8], %r4;", block=64, grid=1)
     assert report.global_bytes == 3 * 256

@@ -64,15 +64,15 @@ void cp_async(Warp& w, const Insn& in, Mask m) {
     uint8_t data[16] = {};
     if (read) {
       // the alignment of a source is that of the whole copy
-      Place p = locate(w, in, i, from, kGlobal, read, false, 1);
-      if (from & (bytes - 1)) throw Fault{"misaligned", access_name(w, in, "read", bytes, *p.region, p.offset), i};
-      require_defined(w, in, i, p, read);
-      note_read(w, in, i, p, read, Actor());
+      Place p = locate(w, i, from, kGlobal, read, false, 1);
+      if (from & (bytes - 1)) throw Fault{"misaligned", access_name("read", bytes, *p.region, p.offset), i};
+      require_defined(i, p, read);
+      note_read(w, i, p, read, Actor());
       traffic.global(p, false);
       std::memcpy(data, p.data, read);
     }
-    Place p = locate(w, in, i, to, kShared, bytes, true, bytes);
-    note_write(w, in, i, p, bytes, writer, nullptr);
+    Place p = locate(w, i, to, kShared, bytes, true, bytes);
+    note_write(w, i, p, bytes, writer, nullptr);
     std::memcpy(p.data, data, bytes);
     std::memset(p.state, kDefined, bytes);
     offsets[count++] = uint32_t(p.offset);
@@ -94,14 +94,14 @@ void cp_wait_all(Warp& w, const Insn&, Mask m) {
 // ---- mbarrier
 // ----------------------------------------------------------------------------------------------------------
 
-static uint32_t shared_offset(Warp& w, const Insn& in, int lane, uint64_t addr, Space space) {
-  Place p = locate(w, in, lane, addr, space, 8, true, 8);
+static uint32_t shared_offset(Warp& w, int lane, uint64_t addr, Space space) {
+  Place p = locate(w, lane, addr, space, 8, true, 8);
   if (!p.region || p.region->space != kShared) throw Fault{"wrong space", "an mbarrier outside shared memory", lane};
   return uint32_t(p.offset);
 }
 
-Mbarrier& mbarrier_at(Warp& w, const Insn& in, int lane, uint64_t addr, Space space) {
-  uint32_t offset = shared_offset(w, in, lane, addr, space);
+Mbarrier& mbarrier_at(Warp& w, int lane, uint64_t addr, Space space) {
+  uint32_t offset = shared_offset(w, lane, addr, space);
   auto it = w.block->mbarriers.find(offset);
   if (it == w.block->mbarriers.end() || !it->second.live)
     throw Fault{"invalid mbarrier", format("no mbarrier was initialised at byte %u of shared memory", offset), lane};
@@ -164,7 +164,7 @@ uint64_t lane_address(Warp& w, const Insn& in, int lane) {
 void mbarrier_init(Warp& w, const Insn& in, Mask m) {
   each_lane(m, [&](int i) {
     uint64_t addr = lane_address(w, in, i);
-    uint32_t offset = shared_offset(w, in, i, addr, space_of(in));
+    uint32_t offset = shared_offset(w, i, addr, space_of(in));
     uint32_t count = src<uint32_t>(w, in, 1)[i];
     if (count == 0 || count >= 1u << 20) throw Fault{"invalid operand", format("an mbarrier with count %u", count), i};
     bool known = w.block->mbarriers.count(offset);
@@ -182,18 +182,18 @@ void mbarrier_init(Warp& w, const Insn& in, Mask m) {
     b.expected = b.pending = count;
     b.first_phase = b.phase;
     b.tx = 0;
-    Place p = locate(w, in, i, addr, space_of(in), 8, true, 8);
-    note_write(w, in, i, p, 8, Actor(), nullptr);
+    Place p = locate(w, i, addr, space_of(in), 8, true, 8);
+    note_write(w, i, p, 8, Actor(), nullptr);
     std::memset(p.state, kDefined, 8);
   });
 }
 void mbarrier_inval(Warp& w, const Insn& in, Mask m) {
   each_lane(m, [&](int i) {
     uint64_t addr = lane_address(w, in, i);
-    Mbarrier& b = mbarrier_at(w, in, i, addr, space_of(in));
+    Mbarrier& b = mbarrier_at(w, i, addr, space_of(in));
     b.live = false;
-    Place p = locate(w, in, i, addr, space_of(in), 8, true, 8);
-    note_write(w, in, i, p, 8, Actor(), nullptr);
+    Place p = locate(w, i, addr, space_of(in), 8, true, 8);
+    note_write(w, i, p, 8, Actor(), nullptr);
     std::memset(p.state, kUnwritten, 8);
   });
 }
@@ -201,9 +201,9 @@ void mbarrier_inval(Warp& w, const Insn& in, Mask m) {
 // A use of the object must come after its initialisation by another warp: checked as a read of its bytes.
 Mbarrier& use(Warp& w, const Insn& in, int lane) {
   uint64_t addr = lane_address(w, in, lane);
-  Mbarrier& b = mbarrier_at(w, in, lane, addr, space_of(in));
-  Place p = locate(w, in, lane, addr, space_of(in), 8, false, 8);
-  note_read(w, in, lane, p, 8, Actor());
+  Mbarrier& b = mbarrier_at(w, lane, addr, space_of(in));
+  Place p = locate(w, lane, addr, space_of(in), 8, false, 8);
+  note_read(w, lane, p, 8, Actor());
   return b;
 }
 
@@ -258,7 +258,7 @@ void cp_mbarrier_arrive(Warp& w, const Insn& in, Mask m) {
   w.sequence[kCpAsyncAgent]++;
 }
 
-// imm[1]: parity form; imm[2]: 0 test_wait, 1 try_wait
+// imm[1]: parity form. test_wait and try_wait differ in how long the hardware may take
 void mbarrier_wait(Warp& w, const Insn& in, Mask m) {
   Mask done = 0;
   each_lane(m, [&](int i) {

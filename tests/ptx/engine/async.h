@@ -12,7 +12,7 @@ void commit_group(Warp& w, AgentKind kind, std::vector<CommitGroup>& groups, Mas
 // Waits until at most `allowed` of the newest groups of each lane are unfinished.
 void wait_groups(Warp& w, AgentKind kind, std::vector<CommitGroup>& groups, Mask lanes, uint32_t allowed);
 
-Mbarrier& mbarrier_at(Warp& w, const Insn& in, int lane, uint64_t addr, Space space);
+Mbarrier& mbarrier_at(Warp& w, int lane, uint64_t addr, Space space);
 void arrive(Warp& w, Mbarrier& b, int lane, uint32_t count, int64_t expect);
 // The bytes of a copy count when it lands.
 void land_later(Warp& w, Mbarrier& b, int64_t bytes);

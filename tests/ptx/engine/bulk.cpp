@@ -34,11 +34,11 @@ uint32_t swizzled(uint32_t offset, int mode) {
   return offset ^ (offset >> 7 & bits[mode]) << 4;
 }
 
-TensorMap read_map(Warp& w, const Insn& in, int lane, uint64_t addr) {
-  Place p = locate(w, in, lane, addr, kGeneric, 128, false, 64);
+TensorMap read_map(Warp& w, int lane, uint64_t addr) {
+  Place p = locate(w, lane, addr, kGeneric, 128, false, 64);
   if (!p.region) throw Fault{"wrong space", "a tensor map in local memory", lane};
-  require_defined(w, in, lane, p, 128);
-  note_read(w, in, lane, p, 128, Actor());
+  require_defined(lane, p, 128);
+  note_read(w, lane, p, 128, Actor());
   TensorMap t;
   std::memcpy(&t, p.data, 128);
   int rank = t.rank_minus_one + 1, bytes = type_bytes(t.type);
@@ -97,22 +97,21 @@ void box_rows(const TensorMap& t, const int32_t* at, F f) {
 }
 
 // Writes `bytes` (a multiple of 16) to shared memory in swizzled chunks.
-void to_shared(Warp& w, const Insn& in, int lane, uint32_t base, uint32_t offset, int mode, const uint8_t* data,
-               uint32_t bytes, const Actor& who) {
+void to_shared(Warp& w, int lane, uint32_t base, uint32_t offset, int mode, const uint8_t* data, uint32_t bytes,
+               const Actor& who) {
   for (uint32_t i = 0; i < bytes; i += 16) {
-    Place p = locate(w, in, lane, swizzled(base + offset + i, mode), kShared, 16, true, 16);
-    note_write(w, in, lane, p, 16, who, nullptr);
+    Place p = locate(w, lane, swizzled(base + offset + i, mode), kShared, 16, true, 16);
+    note_write(w, lane, p, 16, who, nullptr);
     std::memcpy(p.data, data + i, 16);
     std::memset(p.state, kDefined, 16);
   }
 }
-void from_shared(Warp& w, const Insn& in, int lane, uint32_t base, uint32_t offset, int mode, uint8_t* data,
-                 uint32_t bytes) {
+void from_shared(Warp& w, int lane, uint32_t base, uint32_t offset, int mode, uint8_t* data, uint32_t bytes) {
   Actor who = async_actor(w, kBulkReadAgent);
   for (uint32_t i = 0; i < bytes; i += 16) {
-    Place p = locate(w, in, lane, swizzled(base + offset + i, mode), kShared, 16, false, 16);
-    require_defined(w, in, lane, p, 16);
-    note_read(w, in, lane, p, 16, who);
+    Place p = locate(w, lane, swizzled(base + offset + i, mode), kShared, 16, false, 16);
+    require_defined(lane, p, 16);
+    note_read(w, lane, p, 16, who);
     std::memcpy(data + i, p.data, 16);
   }
 }
@@ -125,10 +124,10 @@ void count_stretch(Warp& w, const Place& p, uint64_t bytes, bool write) {
   w.launch->counters[w.at].bytes += bytes;
 }
 
-void read_global(Warp& w, const Insn& in, int lane, uint64_t addr, uint64_t bytes, uint8_t* out) {
-  Place p = locate(w, in, lane, addr, kGlobal, int(bytes), false, 1);
-  require_defined(w, in, lane, p, int(bytes));
-  note_read(w, in, lane, p, int(bytes), Actor());
+void read_global(Warp& w, int lane, uint64_t addr, uint64_t bytes, uint8_t* out) {
+  Place p = locate(w, lane, addr, kGlobal, int(bytes), false, 1);
+  require_defined(lane, p, int(bytes));
+  note_read(w, lane, p, int(bytes), Actor());
   count_stretch(w, p, bytes, false);
   std::memcpy(out, p.data, bytes);
 }
@@ -191,15 +190,14 @@ void reduce(uint8_t* to, const uint8_t* from, uint64_t bytes, int type, int op) 
   }
 }
 
-void write_global(Warp& w, const Insn& in, int lane, uint64_t addr, uint64_t bytes, const uint8_t* data, int op,
-                  int type) {
-  Place p = locate(w, in, lane, addr, kGlobal, int(bytes), true, 1);
+void write_global(Warp& w, int lane, uint64_t addr, uint64_t bytes, const uint8_t* data, int op, int type) {
+  Place p = locate(w, lane, addr, kGlobal, int(bytes), true, 1);
   Actor who = async_actor(w, kBulkAgent);
   if (op != kNone) {
-    require_defined(w, in, lane, p, int(bytes));
+    require_defined(lane, p, int(bytes));
     who.flags |= kNodeStrong;  // reductions are performed as relaxed atomics of gpu scope
   }
-  note_write(w, in, lane, p, int(bytes), who, nullptr);
+  note_write(w, lane, p, int(bytes), who, nullptr);
   count_stretch(w, p, bytes, true);
   if (op == kNone)
     std::memcpy(p.data, data, bytes);
@@ -220,21 +218,21 @@ void tensor_load(Warp& w, const Insn& in, Mask m) {
   each_lane(m, [&](int i) {
     auto addr = [&](int op) { return base_address(w, in, op, i, in.imm[3] >> (8 * op) & 0xff) + in.imm[op]; };
     uint32_t to = shared_address(addr(0), i);
-    TensorMap t = read_map(w, in, i, addr(1));
+    TensorMap t = read_map(w, i, addr(1));
     int rank = in.imm[3] >> 24;
     if (rank != t.rank_minus_one + 1)
       throw Fault{"invalid tensor map", format("a map of rank %d in a copy of rank %d", t.rank_minus_one + 1, rank), i};
     if (to & 127) throw Fault{"misaligned", format("a tensor copy to byte %u of shared memory (alignment 128)", to), i};
     int32_t at[5];
     for (int k = 0; k < rank; k++) at[k] = src<int32_t>(w, in, 3 + k)[i];
-    Mbarrier& b = mbarrier_at(w, in, i, shared_address(addr(2), i), kShared);
+    Mbarrier& b = mbarrier_at(w, i, shared_address(addr(2), i), kShared);
     Actor who = mbarrier_actor(b);
     int bytes = type_bytes(t.type);
     std::vector<uint8_t> row(t.box[0] * bytes);
     box_rows(t, at, [&](uint32_t offset, uint64_t from, int64_t first, int64_t last) {
       std::fill(row.begin(), row.end(), 0);
-      if (last > first) read_global(w, in, i, from + first * bytes, (last - first) * bytes, row.data() + first * bytes);
-      to_shared(w, in, i, to, offset, t.swizzle, row.data(), uint32_t(row.size()), who);
+      if (last > first) read_global(w, i, from + first * bytes, (last - first) * bytes, row.data() + first * bytes);
+      to_shared(w, i, to, offset, t.swizzle, row.data(), uint32_t(row.size()), who);
     });
     land_later(w, b, int64_t(box_bytes(t)));
   });
@@ -245,7 +243,7 @@ void tensor_load(Warp& w, const Insn& in, Mask m) {
 void tensor_store(Warp& w, const Insn& in, Mask m) {
   each_lane(m, [&](int i) {
     auto addr = [&](int op) { return base_address(w, in, op, i, in.imm[3] >> (8 * op) & 0xff) + in.imm[op]; };
-    TensorMap t = read_map(w, in, i, addr(0));
+    TensorMap t = read_map(w, i, addr(0));
     uint32_t from = shared_address(addr(1), i);
     int rank = in.imm[3] >> 24;
     if (rank != t.rank_minus_one + 1)
@@ -258,8 +256,8 @@ void tensor_store(Warp& w, const Insn& in, Mask m) {
     std::vector<uint8_t> row(t.box[0] * bytes);
     box_rows(t, at, [&](uint32_t offset, uint64_t to, int64_t first, int64_t last) {
       if (last <= first) return;
-      from_shared(w, in, i, from, offset, t.swizzle, row.data(), uint32_t(row.size()));
-      write_global(w, in, i, to + first * bytes, (last - first) * bytes, row.data() + first * bytes, int(in.imm[2]),
+      from_shared(w, i, from, offset, t.swizzle, row.data(), uint32_t(row.size()));
+      write_global(w, i, to + first * bytes, (last - first) * bytes, row.data() + first * bytes, int(in.imm[2]),
                    t.type);
     });
   });
@@ -283,10 +281,10 @@ void bulk_load(Warp& w, const Insn& in, Mask m) {
   each_lane(m, [&](int i) {
     Linear c = linear(w, in, i);
     uint64_t bar = base_address(w, in, 3, i, in.imm[3] >> 24 & 0xff) + in.imm[2];
-    Mbarrier& b = mbarrier_at(w, in, i, shared_address(bar, i), kShared);
+    Mbarrier& b = mbarrier_at(w, i, shared_address(bar, i), kShared);
     std::vector<uint8_t> data(c.bytes);
-    if (c.bytes) read_global(w, in, i, c.from, c.bytes, data.data());
-    to_shared(w, in, i, shared_address(c.to, i), 0, 0, data.data(), c.bytes, mbarrier_actor(b));
+    if (c.bytes) read_global(w, i, c.from, c.bytes, data.data());
+    to_shared(w, i, shared_address(c.to, i), 0, 0, data.data(), c.bytes, mbarrier_actor(b));
     land_later(w, b, c.bytes);
   });
 }
@@ -295,8 +293,8 @@ void bulk_store(Warp& w, const Insn& in, Mask m) {
   each_lane(m, [&](int i) {
     Linear c = linear(w, in, i);
     std::vector<uint8_t> data(c.bytes);
-    from_shared(w, in, i, shared_address(c.from, i), 0, 0, data.data(), c.bytes);
-    if (c.bytes) write_global(w, in, i, c.to, c.bytes, data.data(), int(in.imm[2] & 0xff), int(in.imm[2] >> 8));
+    from_shared(w, i, shared_address(c.from, i), 0, 0, data.data(), c.bytes);
+    if (c.bytes) write_global(w, i, c.to, c.bytes, data.data(), int(in.imm[2] & 0xff), int(in.imm[2] >> 8));
   });
 }
 
@@ -316,10 +314,10 @@ void map_replace(Warp& w, const Insn& in, Mask m) {
   each_lane(m, [&](int i) {
     uint64_t addr = base_address(w, in, 0, i, int(in.imm[3])) + in.imm[0] + in.imm[1];
     int bytes = int(in.imm[2]);
-    Place p = locate(w, in, i, addr, space_of(in), bytes, true, 1);
+    Place p = locate(w, i, addr, space_of(in), bytes, true, 1);
     if (!p.region) throw Fault{"wrong space", "a tensor map in local memory", i};
     const char* value = at(w, in.ops[in.ndst + 1]) + i * (bytes == 8 ? 8 : 4);
-    note_write(w, in, i, p, bytes, Actor(), value);
+    note_write(w, i, p, bytes, Actor(), value);
     std::memcpy(p.data, value, bytes);
     std::memset(p.state, kDefined, bytes);
   });
@@ -329,11 +327,11 @@ void map_copy(Warp& w, const Insn& in, Mask m) {
   int i = __builtin_ctz(m);
   uint64_t to = base_address(w, in, 0, i, in.imm[3] & 0xff) + in.imm[0],
            from = base_address(w, in, 1, i, in.imm[3] >> 8 & 0xff) + in.imm[1];
-  Place s = locate(w, in, i, from, kShared, 128, false, 128);
-  require_defined(w, in, i, s, 128);
-  note_read(w, in, i, s, 128, Actor());
-  Place p = locate(w, in, i, to, kGlobal, 128, true, 128);
-  note_write(w, in, i, p, 128, Actor(), s.data);
+  Place s = locate(w, i, from, kShared, 128, false, 128);
+  require_defined(i, s, 128);
+  note_read(w, i, s, 128, Actor());
+  Place p = locate(w, i, to, kGlobal, 128, true, 128);
+  note_write(w, i, p, 128, Actor(), s.data);
   std::memcpy(p.data, s.data, 128);
   std::memset(p.state, kDefined, 128);
   fence(w, scope_of(in), kRelease);

@@ -33,7 +33,7 @@ void to_register(const Warp& w, Operand o, int lane, const uint8_t* data, const 
 
 void check_address(Warp& w, const Insn& in, Mask m) {
   Mask ok = defined(w, in, 0);
-  if (m & ~ok) undefined_operand(w, in, "the address", m & ~ok);
+  if (m & ~ok) undefined_operand("the address", m & ~ok);
 }
 
 void load(Warp& w, const Insn& in, Mask m) {
@@ -42,11 +42,11 @@ void load(Warp& w, const Insn& in, Mask m) {
   int bytes = s.element * s.count;
   uint64_t addr[kLanes];
   Space space = space_of(in);
-  addresses(w, in, 0, in.imm[0], space, addr);
+  addresses(w, in, 0, in.imm[0], addr);
   Places places;
-  locate_lanes(w, in, m, addr, space, bytes, false, places);
+  locate_lanes(w, m, addr, space, bytes, false, places);
   Order order = order_of(in);
-  note_reads(w, in, m, places, bytes, actor_of(in));
+  note_reads(w, m, places, bytes, actor_of(in));
   Traffic traffic(w, bytes);
   Mask undefined = 0;
   each_lane(m, [&](int i) {
@@ -56,7 +56,7 @@ void load(Warp& w, const Insn& in, Mask m) {
     for (int b = 0; b < bytes; b++) any |= p.state[b];
     if (any) {
       // padding of structures is copied through local memory, and undefined values may rest in shared memory
-      if (p.region && any != kUndefinedValue) require_defined(w, in, i, p, bytes);
+      if (p.region && any != kUndefinedValue) require_defined(i, p, bytes);
       undefined |= 1u << i;
     }
     for (int k = 0; k < s.count; k++) to_register(w, in.ops[k], i, p.data + k * s.element, s);
@@ -83,7 +83,7 @@ void load(Warp& w, const Insn& in, Mask m) {
 void load_param(Warp& w, const Insn& in, Mask m) {
   Shape s = shape(in, in.ndst);
   each_lane(m, [&](int i) {
-    Place p = locate(w, in, i, kParamWindow + in.imm[0], kParam, s.element * s.count, false, s.element);
+    Place p = locate(w, i, kParamWindow + in.imm[0], kParam, s.element * s.count, false, s.element);
     for (int k = 0; k < s.count; k++) to_register(w, in.ops[k], i, p.data + k * s.element, s);
   });
 }
@@ -94,9 +94,9 @@ void store(Warp& w, const Insn& in, Mask m) {
   int bytes = s.element * s.count;
   uint64_t addr[kLanes];
   Space space = space_of(in);
-  addresses(w, in, 0, in.imm[0], space, addr);
+  addresses(w, in, 0, in.imm[0], addr);
   Places places;
-  locate_lanes(w, in, m, addr, space, bytes, true, places);
+  locate_lanes(w, m, addr, space, bytes, true, places);
   Actor who = actor_of(in);
   Traffic traffic(w, bytes);
   Mask ok = m;
@@ -109,8 +109,8 @@ void store(Warp& w, const Insn& in, Mask m) {
       std::memcpy(values[i] + k * s.element, at(w, in.ops[k + 1]) + i * s.reg, s.element);
     if (p.region && p.region->space == kGlobal && !(ok >> i & 1))
       throw Fault{"uninitialised register",
-                  access_name(w, in, "write", bytes, *p.region, p.offset) + ": the value is undefined", i};
-    note_write(w, in, i, p, bytes, who, values[i]);
+                  access_name("write", bytes, *p.region, p.offset) + ": the value is undefined", i};
+    note_write(w, i, p, bytes, who, values[i]);
     std::memcpy(p.data, values[i], bytes);
     if (ok >> i & 1) {
       std::memset(p.state, kDefined, bytes);
@@ -208,15 +208,15 @@ uint64_t atom_result(AtomOp op, AtomType type, uint64_t old, uint64_t b, uint64_
 void atomic(Warp& w, const Insn& in, Mask m) {
   Mask ok = m;
   for (int k = 0; k < in.nsrc; k++) ok &= defined(w, in, k);
-  if (ok != m) undefined_operand(w, in, "an operand of the atomic", m & ~ok);
+  if (ok != m) undefined_operand("an operand of the atomic", m & ~ok);
   int element = in.imm[1] & 0xff, count = in.imm[1] >> 24 & 0xff, bytes = element * count;
   AtomOp op = AtomOp(in.imm[1] >> 8 & 0xff);
   AtomType type = AtomType(in.imm[1] >> 16 & 0xff);
   uint64_t addr[kLanes];
   Space space = space_of(in);
-  addresses(w, in, 0, in.imm[0], space, addr);
+  addresses(w, in, 0, in.imm[0], addr);
   Places places;
-  locate_lanes(w, in, m, addr, space, bytes, true, places);
+  locate_lanes(w, m, addr, space, bytes, true, places);
   Actor who = actor_of(in);
   Traffic traffic(w, bytes);
   uint64_t before = w.launch->progress, changed = 0;
@@ -224,8 +224,8 @@ void atomic(Warp& w, const Insn& in, Mask m) {
     Place& p = places.lane[i];
     if (!p.region) throw Fault{"wrong space", "atomic on local memory", i};
     traffic.add(p, true);
-    require_defined(w, in, i, p, bytes);
-    note_write(w, in, i, p, bytes, who, nullptr);
+    require_defined(i, p, bytes);
+    note_write(w, i, p, bytes, who, nullptr);
     if (p.region->writes) strong_access(w, p.region->base + p.offset, p.region, scope_of(in), order_of(in), true, true);
     for (int k = 0; k < count; k++) {
       uint64_t old = 0, b = 0, c = 0;
@@ -246,12 +246,12 @@ void atomic(Warp& w, const Insn& in, Mask m) {
 // atom.{exch,cas}.b128
 void atomic128(Warp& w, const Insn& in, Mask m) {
   uint64_t addr[kLanes];
-  addresses(w, in, 0, in.imm[0], space_of(in), addr);
+  addresses(w, in, 0, in.imm[0], addr);
   bool cas = in.nsrc == 3;
   each_lane(m, [&](int i) {
-    Place p = locate(w, in, i, addr[i], space_of(in), 16, true, 16);
-    require_defined(w, in, i, p, 16);
-    note_write(w, in, i, p, 16, actor_of(in), nullptr);
+    Place p = locate(w, i, addr[i], space_of(in), 16, true, 16);
+    require_defined(i, p, 16);
+    note_write(w, i, p, 16, actor_of(in), nullptr);
     if (p.region->writes) strong_access(w, p.region->base + p.offset, p.region, scope_of(in), order_of(in), true, true);
     char old[16];
     std::memcpy(old, p.data, 16);

@@ -49,7 +49,7 @@ namespace {
 
 void require_operands(Warp& w, const Insn& in) {
   for (int k = 0; k < in.nsrc; k++)
-    if (defined(w, in, k) != kAll) undefined_operand(w, in, "a fragment", ~defined(w, in, k));
+    if (defined(w, in, k) != kAll) undefined_operand("a fragment", ~defined(w, in, k));
 }
 
 // Gathers a fragment whose 32-bit registers hold `per` elements: register r of a lane holds row group + 8 * (r % 2) (of
@@ -142,12 +142,12 @@ void mma(Warp& w, const Insn& in, Mask m) {
 // imm: offset, transposed, unused, address bytes; as many destinations as matrices
 void matrix_rows(Warp& w, const Insn& in, int count, bool write, Place* rows) {
   Mask need = count == 4 ? kAll : (1u << 8 * count) - 1;
-  if (need & ~defined(w, in, 0)) undefined_operand(w, in, "a row's address", need & ~defined(w, in, 0));
+  if (need & ~defined(w, in, 0)) undefined_operand("a row's address", need & ~defined(w, in, 0));
   uint64_t addr[kLanes];
-  addresses(w, in, 0, in.imm[0], space_of(in), addr);
+  addresses(w, in, 0, in.imm[0], addr);
   uint32_t offsets[kLanes];
   for (int i = 0; i < 8 * count; i++) {
-    rows[i] = locate(w, in, i, addr[i], space_of(in), 16, write, 16);
+    rows[i] = locate(w, i, addr[i], space_of(in), 16, write, 16);
     if (!rows[i].region || rows[i].region->space != kShared)
       throw Fault{"wrong space", "a matrix outside shared memory", i};
     offsets[i] = uint32_t(rows[i].offset);
@@ -163,8 +163,8 @@ void ldmatrix(Warp& w, const Insn& in, Mask m) {
   matrix_rows(w, in, in.ndst, false, rows);
   uint16_t data[kLanes][8];
   for (int i = 0; i < 8 * in.ndst; i++) {
-    require_defined(w, in, i, rows[i], 16);
-    note_read(w, in, i, rows[i], 16, Actor());
+    require_defined(i, rows[i], 16);
+    note_read(w, i, rows[i], 16, Actor());
     std::memcpy(data[i], rows[i].data, 16);
   }
   for (int k = 0; k < in.ndst; k++) {
@@ -192,7 +192,7 @@ void stmatrix(Warp& w, const Insn& in, Mask m) {
         data[col] = s[2 * lane + (c & 1)];
         std::memset(p.state + 2 * col, ok >> lane & 1 ? kDefined : kUndefinedValue, 2);
       }
-      note_write(w, in, 8 * k + row, p, 16, Actor(), data);
+      note_write(w, 8 * k + row, p, 16, Actor(), data);
       std::memcpy(p.data, data, 16);
     }
   }
@@ -236,9 +236,9 @@ void wmma_place(Warp& w, const Insn& in, const WmmaShape& s, int row, int col, i
   int bytes = element_bits(s.type) / 8;
   int64_t stride = stride_op >= 0 ? int64_t(src<uint32_t>(w, in, stride_op)[lane]) : (s.column_major ? s.rows : s.cols);
   uint64_t addr[kLanes];
-  addresses(w, in, 0, in.imm[0], space_of(in), addr);
+  addresses(w, in, 0, in.imm[0], addr);
   int64_t index = s.column_major ? col * stride + row : row * stride + col;
-  p = locate(w, in, lane, addr[lane] + uint64_t(index * bytes), space_of(in), bytes, write, bytes);
+  p = locate(w, lane, addr[lane] + uint64_t(index * bytes), space_of(in), bytes, write, bytes);
 }
 void wmma_load(Warp& w, const Insn& in, Mask m) {
   if (!full_warp(w, m)) return;
@@ -248,8 +248,8 @@ void wmma_load(Warp& w, const Insn& in, Mask m) {
     Place p;
     wmma_place(w, in, s, row, col, in.imm[2] ? 1 : -1, false, lane, p);
     if (p.region) {
-      require_defined(w, in, lane, p, bytes);
-      note_read(w, in, lane, p, bytes, Actor());
+      require_defined(lane, p, bytes);
+      note_read(w, lane, p, bytes, Actor());
     }
     std::memcpy(slot, p.data, bytes);
   });
@@ -263,7 +263,7 @@ void wmma_store(Warp& w, const Insn& in, Mask m) {
   wmma_elements(w, in, first, in.nsrc - first, s, [&](int row, int col, char* slot, int lane) {
     Place p;
     wmma_place(w, in, s, row, col, in.imm[2] ? 1 : -1, true, lane, p);
-    note_write(w, in, lane, p, bytes, Actor(), slot);
+    note_write(w, lane, p, bytes, Actor(), slot);
     std::memcpy(p.data, slot, bytes);
     std::memset(p.state, kDefined, bytes);
   });

@@ -40,7 +40,7 @@ const char* space_name(Space s) {
   return names[s];
 }
 
-std::string access_name(const Warp&, const Insn&, const char* verb, int bytes, const Region& r, uint64_t offset) {
+std::string access_name(const char* verb, int bytes, const Region& r, uint64_t offset) {
   return format("%s of %d bytes at byte %lld of %s", verb, bytes, static_cast<long long>(offset), r.name.c_str());
 }
 
@@ -61,7 +61,7 @@ static Place locate_local(Warp& w, int lane, uint64_t addr, int bytes, bool writ
   return {nullptr, addr, &w.local[at], &w.local_state[at]};
 }
 
-Place locate(Warp& w, const Insn& in, int lane, uint64_t addr, Space space, int bytes, bool write, int align) {
+Place locate(Warp& w, int lane, uint64_t addr, Space space, int bytes, bool write, int align) {
   // shared, local and parameter addresses are offsets in their windows; all others are generic
   if (space == kShared) {
     if (addr >> 32)
@@ -90,7 +90,7 @@ Place locate(Warp& w, const Insn& in, int lane, uint64_t addr, Space space, int 
   }
   if (space != kGeneric && r->space != space)
     throw Fault{"wrong space",
-                format("%s at a %s address: 0x%llx is in %s", access_name(w, in, verb, bytes, *r, 0).c_str(),
+                format("%s at a %s address: 0x%llx is in %s", access_name(verb, bytes, *r, 0).c_str(),
                        space_name(space), static_cast<unsigned long long>(addr), r->name.c_str()),
                 lane};
   uint64_t off = addr - r->base;
@@ -102,8 +102,8 @@ Place locate(Warp& w, const Insn& in, int lane, uint64_t addr, Space space, int 
                 lane};
   }
   if (addr & (align - 1))
-    throw Fault{"misaligned", access_name(w, in, verb, bytes, *r, off) + format(" (alignment %d)", align), lane};
-  if (write && !r->writable) throw Fault{"write to read-only memory", access_name(w, in, verb, bytes, *r, off), lane};
+    throw Fault{"misaligned", access_name(verb, bytes, *r, off) + format(" (alignment %d)", align), lane};
+  if (write && !r->writable) throw Fault{"write to read-only memory", access_name(verb, bytes, *r, off), lane};
   return {r, off, r->data + off, r->state + off};
 }
 
@@ -116,11 +116,11 @@ static bool all_defined(const uint8_t* state, int bytes) {
   return std::all_of(state, state + bytes, [](uint8_t s) { return s == kDefined; });
 }
 
-void require_defined(Warp& w, const Insn& in, int lane, const Place& p, int bytes) {
+void require_defined(int lane, const Place& p, int bytes) {
   if (all_defined(p.state, bytes)) return;
   int first = int(std::find_if(p.state, p.state + bytes, [](uint8_t s) { return s != kDefined; }) - p.state);
   const Region& r = *p.region;
-  std::string what = access_name(w, in, "read", bytes, r, p.offset);
+  std::string what = access_name("read", bytes, r, p.offset);
   if (p.state[first] == kOutside) throw Fault{"out of range", what + ": between the rows of a strided view", lane};
   throw Fault{"uninitialised read",
               what + format(": byte %llu %s", static_cast<unsigned long long>(p.offset + first),
@@ -128,8 +128,7 @@ void require_defined(Warp& w, const Insn& in, int lane, const Place& p, int byte
               lane};
 }
 
-void undefined_operand(Warp& w, const Insn& in, const char* what, Mask lanes) {
-  (void)w, (void)in;
+void undefined_operand(const char* what, Mask lanes) {
   throw Fault{"uninitialised register", std::string(what) + " is undefined", __builtin_ctz(lanes)};
 }
 
@@ -180,13 +179,13 @@ static std::string describe(const Warp& w, const Node& node, bool global) {
   return format("%swarp %u at PTX line %u", kinds[kind], node.agent % n, w.launch->code[node.pc].line);
 }
 
-[[noreturn]] static void race(Warp& w, const Insn& in, int lane, const char* verb, int bytes, const Place& p,
-                              const char* other, const Node& node, bool global) {
+[[noreturn]] static void race(Warp& w, int lane, const char* verb, int bytes, const Place& p, const char* other,
+                              const Node& node, bool global) {
   bool in_flight = node.flags & kNodeAsync;
   const char* kind = in_flight ? "asynchronous operation not waited for" : "race";
   const char* order = in_flight ? "which this thread has not waited for" : "with no ordering between them";
   throw Fault{kind,
-              access_name(w, in, verb, bytes, *p.region, p.offset) +
+              access_name(verb, bytes, *p.region, p.offset) +
                   format(" and %s by %s, %s", other, describe(w, node, global).c_str(), order),
               lane};
 }
@@ -235,7 +234,7 @@ static uint32_t racing_read(Warp& w, Pool* pool, uint32_t id, bool global, const
   return 0;
 }
 
-void note_read(Warp& w, const Insn& in, int lane, const Place& p, int bytes, const Actor& who) {
+void note_read(Warp& w, int lane, const Place& p, int bytes, const Actor& who) {
   Region* r = p.region;
   if (!r || !r->writes) return;
   bool global = r->space == kGlobal;
@@ -246,11 +245,11 @@ void note_read(Warp& w, const Insn& in, int lane, const Place& p, int bytes, con
   for (size_t g = first; g <= last; g++) {
     if (uint32_t wn = r->writes[g]) {
       if (uint32_t bad = racing_write(w, pool, wn, global, who))
-        race(w, in, lane, "read", bytes, p, "a write", pool->nodes[bad], global);
+        race(w, lane, "read", bytes, p, "a write", pool->nodes[bad], global);
       const Node& node = pool->nodes[wn];
       if (who.proxy && !global && node.agent < uint32_t(kBulkAgent * w.launch->nwarps) && !proxy_fenced(w, node))
         throw Fault{"missing fence.proxy.async",
-                    access_name(w, in, "asynchronous read", bytes, *r, p.offset) + " after an ordinary write by " +
+                    access_name("asynchronous read", bytes, *r, p.offset) + " after an ordinary write by " +
                         describe(w, node, global),
                     lane};
     }
@@ -268,13 +267,13 @@ void note_read(Warp& w, const Insn& in, int lane, const Place& p, int bytes, con
   }
 }
 
-void note_write(Warp& w, const Insn& in, int lane, const Place& p, int bytes, const Actor& who, const void* value) {
+void note_write(Warp& w, int lane, const Place& p, int bytes, const Actor& who, const void* value) {
   w.launch->progress++;
   Region* r = p.region;
   if (!r) return;
   if (*std::max_element(p.state, p.state + bytes) & kOutside)
-    throw Fault{"out of range",
-                access_name(w, in, "write", bytes, *r, p.offset) + ": between the rows of a strided view", lane};
+    throw Fault{"out of range", access_name("write", bytes, *r, p.offset) + ": between the rows of a strided view",
+                lane};
   if (!r->writes) return;
   bool global = r->space == kGlobal, strong = who.flags & kNodeStrong;
   uint32_t agent = global ? global_agent(w, who.kind) : local_agent(w, who);
@@ -287,14 +286,14 @@ void note_write(Warp& w, const Insn& in, int lane, const Place& p, int bytes, co
       if (uint32_t bad = racing_write(w, pool, wn, global, who)) {
         const Node node = pool->nodes[bad];
         if (!value || (node.flags & kNodeAsync) || std::memcmp(value, p.data, bytes) != 0)
-          race(w, in, lane, "write", bytes, p, "a write", node, global);
+          race(w, lane, "write", bytes, p, "a write", node, global);
         auto pair = std::minmax(w.at, node.pc);
         w.launch->same_value_writes[{pair.first, pair.second}]++;
       }
     }
     if (rn) {
       if (uint32_t bad = racing_read(w, pool, rn, global, who))
-        race(w, in, lane, "write", bytes, p, "a read", pool->nodes[bad], global);
+        race(w, lane, "write", bytes, p, "a read", pool->nodes[bad], global);
     }
     if (!strong) {
       r->writes[g] = make_node(w, w.write_cache[w.at & 15], pool, 0, agent, clock, who.flags, 0);
@@ -313,7 +312,7 @@ void note_write(Warp& w, const Insn& in, int lane, const Place& p, int bytes, co
 // ---- whole warps
 // ---------------------------------------------------------------------------------------------------------
 
-void addresses(Warp& w, const Insn& in, int i, int64_t offset, Space space, uint64_t* out) {
+void addresses(Warp& w, const Insn& in, int i, int64_t offset, uint64_t* out) {
   // imm[3]: bytes of the address register
   if (in.imm[3] == 4) {
     const uint32_t* a = src<uint32_t>(w, in, i);
@@ -322,14 +321,11 @@ void addresses(Warp& w, const Insn& in, int i, int64_t offset, Space space, uint
     const uint64_t* a = src<uint64_t>(w, in, i);
     for (int k = 0; k < kLanes; k++) out[k] = a[k] + uint64_t(offset);
   }
-  // a shared address in a 64-bit register may still be computed modulo 2^32
-  (void)space;
 }
 
-void locate_lanes(Warp& w, const Insn& in, Mask m, const uint64_t* addr, Space space, int bytes, bool write,
-                  Places& out) {
+void locate_lanes(Warp& w, Mask m, const uint64_t* addr, Space space, int bytes, bool write, Places& out) {
   int first = __builtin_ctz(m);
-  Place p = out.lane[first] = locate(w, in, first, addr[first], space, bytes, write, bytes);
+  Place p = out.lane[first] = locate(w, first, addr[first], space, bytes, write, bytes);
   out.contiguous = false;
   uint64_t lowest = ~uint64_t(0), highest = 0, all = 0;
   bool steps = m == kAll;
@@ -357,18 +353,18 @@ void locate_lanes(Warp& w, const Insn& in, Mask m, const uint64_t* addr, Space s
     out.contiguous = steps;
     return;
   }
-  each_lane(m, [&](int i) { out.lane[i] = locate(w, in, i, addr[i], space, bytes, write, bytes); });
+  each_lane(m, [&](int i) { out.lane[i] = locate(w, i, addr[i], space, bytes, write, bytes); });
 }
 
-void note_reads(Warp& w, const Insn& in, Mask m, const Places& places, int bytes, const Actor& who) {
+void note_reads(Warp& w, Mask m, const Places& places, int bytes, const Actor& who) {
   if (places.contiguous) {
     try {
-      note_read(w, in, 0, places.lane[0], bytes * kLanes, who);
+      note_read(w, 0, places.lane[0], bytes * kLanes, who);
       return;
     } catch (const Fault&) {  // again by lane, to name the one at fault
     }
   }
-  each_lane(m, [&](int i) { note_read(w, in, i, places.lane[i], bytes, who); });
+  each_lane(m, [&](int i) { note_read(w, i, places.lane[i], bytes, who); });
 }
 
 // ---- counters

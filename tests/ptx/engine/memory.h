@@ -10,7 +10,7 @@ constexpr uint64_t kSharedWindow = uint64_t(1) << kWindowShift, kLocalWindow = u
 constexpr uint64_t kParamWindow = uint64_t(3) << kWindowShift;
 
 const char* space_name(Space s);
-std::string access_name(const Warp& w, const Insn& in, const char* verb, int bytes, const Region& r, uint64_t offset);
+std::string access_name(const char* verb, int bytes, const Region& r, uint64_t offset);
 
 // Where an address leads.
 struct Place {
@@ -21,7 +21,7 @@ struct Place {
 };
 
 // Finds `bytes` at `addr`; throws if out of range, misaligned or of another space.
-Place locate(Warp& w, const Insn& in, int lane, uint64_t addr, Space space, int bytes, bool write, int align);
+Place locate(Warp& w, int lane, uint64_t addr, Space space, int bytes, bool write, int align);
 
 // Who accesses, as race detection sees it.
 struct Actor {
@@ -33,10 +33,10 @@ struct Actor {
 };
 
 // A checked read or write of a located place; `value` lets two writes of the same value be told apart.
-void note_read(Warp& w, const Insn& in, int lane, const Place& p, int bytes, const Actor& who);
-void note_write(Warp& w, const Insn& in, int lane, const Place& p, int bytes, const Actor& who, const void* value);
-void require_defined(Warp& w, const Insn& in, int lane, const Place& p, int bytes);
-[[noreturn]] void undefined_operand(Warp& w, const Insn& in, const char* what, Mask lanes);
+void note_read(Warp& w, int lane, const Place& p, int bytes, const Actor& who);
+void note_write(Warp& w, int lane, const Place& p, int bytes, const Actor& who, const void* value);
+void require_defined(int lane, const Place& p, int bytes);
+[[noreturn]] void undefined_operand(const char* what, Mask lanes);
 
 // Addresses of a warp's access -> sectors and bank conflicts.
 class Traffic {
@@ -66,12 +66,11 @@ struct Places {
   bool contiguous;  // all lanes, in order, without a gap, in one region
 };
 // Locates the lanes of m at addr[lane] + offset.
-void locate_lanes(Warp& w, const Insn& in, Mask m, const uint64_t* addr, Space space, int bytes, bool write,
-                  Places& out);
+void locate_lanes(Warp& w, Mask m, const uint64_t* addr, Space space, int bytes, bool write, Places& out);
 // Applies note_read or note_write to all lanes, at once where they are contiguous.
-void note_reads(Warp& w, const Insn& in, Mask m, const Places& places, int bytes, const Actor& who);
+void note_reads(Warp& w, Mask m, const Places& places, int bytes, const Actor& who);
 // The address operand i plus the instruction's offset, of all lanes.
-void addresses(Warp& w, const Insn& in, int i, int64_t offset, Space space, uint64_t* out);
+void addresses(Warp& w, const Insn& in, int i, int64_t offset, uint64_t* out);
 
 // How the decoder packs the semantics of a memory operation into the flags.
 inline Space space_of(const Insn& in) { return Space(in.flags >> 32 & 15); }

@@ -30,11 +30,11 @@ uint32_t mn_major_chunk(const Descriptor& d, int k, int inner) {
 }
 
 // Reads a chunk through the async proxy.
-const uint8_t* chunk(Warp& w, const Insn& in, const Descriptor& d, uint32_t offset, const Actor& who) {
+const uint8_t* chunk(Warp& w, const Descriptor& d, uint32_t offset, const Actor& who) {
   if (d.row != 16) offset ^= (offset >> 7 & (d.row / 16 - 1)) << 4;
-  Place p = locate(w, in, 0, offset, kShared, 16, false, 16);
-  require_defined(w, in, 0, p, 16);
-  note_read(w, in, 0, p, 16, who);
+  Place p = locate(w, 0, offset, kShared, 16, false, 16);
+  require_defined(0, p, 16);
+  note_read(w, 0, p, 16, who);
   return p.data;
 }
 
@@ -45,20 +45,20 @@ uint32_t element_bits_at(const uint8_t* p, int bytes) {
 }
 
 // rows x k values, row-major, from row `first` of the operand on
-void read_operand(Warp& w, const Insn& in, const Descriptor& d, bool mn_major, int type, int first, int rows, int k,
-                  const Actor& who, float* out) {
+void read_operand(Warp& w, const Descriptor& d, bool mn_major, int type, int first, int rows, int k, const Actor& who,
+                  float* out) {
   int bytes = element_bits(type) / 8, per = 16 / bytes;
   if (mn_major) {
     for (int l = 0; l < k; l++)
       for (int r = 0; r < rows; r += per) {
-        const uint8_t* p = chunk(w, in, d, mn_major_chunk(d, l, (first + r) * bytes), who);
+        const uint8_t* p = chunk(w, d, mn_major_chunk(d, l, (first + r) * bytes), who);
         for (int j = 0; j < per; j++) out[(r + j) * k + l] = element_value(element_bits_at(p + j * bytes, bytes), type);
       }
     return;
   }
   for (int r = 0; r < rows; r++)
     for (int l = 0; l < k; l += per) {
-      const uint8_t* p = chunk(w, in, d, k_major_chunk(d, first + r, l * bytes), who);
+      const uint8_t* p = chunk(w, d, k_major_chunk(d, first + r, l * bytes), who);
       for (int j = 0; j < per; j++) out[r * k + l + j] = element_value(element_bits_at(p + j * bytes, bytes), type);
     }
 }
@@ -84,11 +84,11 @@ void mma_async(Warp& w, const Insn& in, Mask m) {
   if (scale != 0 && scale != kAll) throw Fault{"invalid operand", "scale-d differs between the threads of a warp"};
   for (int r = 0; r < acc; r++) {
     require_fenced(w, in.ops[r], "an accumulator");
-    if (scale && w.init[in.ops[r].reg] != kAll) undefined_operand(w, in, "an accumulator", ~w.init[in.ops[r].reg]);
+    if (scale && w.init[in.ops[r].reg] != kAll) undefined_operand("an accumulator", ~w.init[in.ops[r].reg]);
     w.init[in.ops[r].reg] = kAll;
   }
   for (int k2 = 0; k2 <= na; k2++)
-    if (defined(w, in, acc + k2) != kAll) undefined_operand(w, in, "a source", ~defined(w, in, acc + k2));
+    if (defined(w, in, acc + k2) != kAll) undefined_operand("a source", ~defined(w, in, acc + k2));
   Actor who = async_actor(w, kWgmmaAgent);
   std::vector<float> a(16 * k), b(size_t(n) * k), bt(size_t(n) * k), c(size_t(16) * n);
   if (a_registers) {
@@ -103,9 +103,9 @@ void mma_async(Warp& w, const Insn& in, Mask m) {
     }
   } else {
     uint64_t d = src<uint64_t>(w, in, acc)[0];
-    read_operand(w, in, descriptor(d), trans_a, ta, 16 * (w.index % kWarpsAGroup), 16, k, who, a.data());
+    read_operand(w, descriptor(d), trans_a, ta, 16 * (w.index % kWarpsAGroup), 16, k, who, a.data());
   }
-  read_operand(w, in, descriptor(src<uint64_t>(w, in, acc + na)[0]), trans_b, tb, 0, n, k, who, bt.data());
+  read_operand(w, descriptor(src<uint64_t>(w, in, acc + na)[0]), trans_b, tb, 0, n, k, who, bt.data());
   for (int j = 0; j < n; j++)
     for (int l = 0; l < k; l++) b[size_t(l) * n + j] = negate ? -bt[size_t(j) * k + l] : bt[size_t(j) * k + l];
   auto element = [&](int lane, int e) {
