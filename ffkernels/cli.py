@@ -1,4 +1,4 @@
-"""The command line: ``python -m ffkernels info | train | predict``."""
+"""The command line: ``python -m ffkernels info | train | predict | bench``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from . import __version__, backends, checks
+from .benchmark.command import add_bench, bench
 from .checkpoint import write_atomic
 from .config import BATCH_SIZE, DATA, EPOCHS, LR, MOMENTUM, OPTIMIZERS, SCHEDULES, TrainConfig
 from .data import Dataset, extra, load_digits, load_mnist, read_images, read_labels
@@ -357,6 +358,12 @@ def _add_predict(commands: Any) -> argparse.ArgumentParser:
     return p
 
 
+def _bench(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    out = _Output(args)
+    out.write_json(bench(args, parser, out.result))
+    return 0
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m ffkernels",
@@ -369,6 +376,7 @@ def build_parser() -> argparse.ArgumentParser:
         (info, _info),
         (_add_train(commands), _train),
         (_add_predict(commands), _predict),
+        (add_bench(commands), _bench),
     ]
     for command, run in runs:
         command.add_argument(

@@ -205,7 +205,7 @@ def test_info_prints_what_its_json_holds(tmp_path, capsys):
 
 def test_every_choice_of_a_run_has_a_flag_whose_help_states_its_default():
     (commands,) = [a for a in cli.build_parser()._actions if isinstance(a, argparse._SubParsersAction)]
-    assert set(commands.choices) == {"info", "train", "predict"}
+    assert set(commands.choices) == {"info", "train", "predict", "bench"}
     actions = {a.dest: a for a in commands.choices["train"]._actions}
     for field in dataclasses.fields(TrainConfig):
         action = actions[field.name]

@@ -1,0 +1,6 @@
+"""The package's one benchmark suite: what ``python -m ffkernels bench`` prints and ``pytest bench/`` records.
+
+cases.py says what is measured, problem.py makes its tensors, torch_columns.py and columns.py compute it in every way
+that is compared, check.py sees that all compute the same, timing.py takes the times, limit.py what the machine allows.
+measure.py does it all for one case; report.py and picture.py show the results, command.py is the command line.
+"""
