@@ -172,7 +172,9 @@ class Layer {
       Own own;
       own.weight = take_weight(arena, forward && !split_rows_);
       own.product = arena.template take<float>(forward ? kStrip * col_block_ : 0);
-      own.rows = arena.template take<float>(larger(kStrip, Core::kCols) * job_.depth);
+      // rows of x and W, and in the gradient a row of y, which is the longer where depth is small
+      own.rows =
+          arena.template take<float>(larger(larger(kStrip, Core::kCols) * job_.depth, gradient ? grad_block_ : 0));
       own.gradient = arena.template take<Element>(gradient ? grad_block_ * grad_rows_ * kUnit : 0);
       own.scaled = arena.template take<float>(gradient ? kStrip * grad_block_ : 0);
       own.bias_sum = arena.template take<float>(gradient ? grad_block_ : 0);
