@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from . import In, Out, compile_cuda, run, triton_launches
+from . import In, Out, PtxFault, compile_cuda, run, triton_launches
 
 ARCHES = [80, 90]
 
@@ -322,3 +322,43 @@ def test_libdevice_functions(arch):
     ]
     for got, exact in zip(y, want, strict=True):
         torch.testing.assert_close(got.double(), exact, rtol=1e-6, atol=1e-6)
+
+
+MESSAGE = r"""
+#include <cuda/atomic>
+extern "C" __global__ void k(float* data, int* flag, float* out) {
+  cuda::atomic_ref<int, cuda::thread_scope_device> ready(*flag);
+  if (blockIdx.x == 0) {
+    data[threadIdx.x] = threadIdx.x;
+    __syncthreads();
+    if (threadIdx.x == 0) ready.store(1, STORE);
+  } else {
+    if (threadIdx.x == 0)
+      while (ready.load(LOAD) == 0) __nanosleep(20);
+    __syncthreads();
+    out[threadIdx.x] = data[threadIdx.x] + 1;
+  }
+}"""
+
+
+@pytest.mark.needs("nvcc")
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize(
+    "orders", [("release", "acquire"), ("seq_cst", "seq_cst"), ("relaxed", "acquire"), ("release", "relaxed")]
+)
+def test_atomic_ref_passes_a_message(arch, orders):
+    """Release and acquire order the data; with either relaxed it is a race, whether or not the values come out right."""
+    store, load = (f"cuda::memory_order_{order}" for order in orders.split())
+    text = compile_cuda(MESSAGE.replace("STORE", store).replace("LOAD", load), f"sm_{arch}")
+    data, out = torch.zeros(64), torch.zeros(64)
+
+    def go():
+        run(text, "k", 2, 64, 0, [data, torch.zeros(1, dtype=torch.int32), Out(out)], cooperative=True)
+
+    if "relaxed" in orders:
+        with pytest.raises(PtxFault) as caught:
+            go()
+        assert caught.value.kind == "race"
+    else:
+        go()
+        assert torch.equal(out, torch.arange(64.0) + 1)

@@ -148,3 +148,15 @@ extern "C" __global__ void writes_beyond(float* x, int n) {
     assert fault.source.endswith("kernel.cu:5")
     assert fault.opcode.startswith("st.global")
     assert all(part in str(fault) for part in ("writes_beyond", "PTX line", "kernel.cu:5", "block", "thread"))
+
+
+@pytest.mark.needs("nvcc")
+def test_device_assertion():
+    source = """
+#include <cassert>
+extern "C" __global__ void k(const int* x) { assert(x[threadIdx.x] < 40); }"""
+    text = compile_cuda(source)
+    run(text, "k", 1, 64, 0, [torch.zeros(64, dtype=torch.int32)])
+    with pytest.raises(PtxFault) as caught:
+        run(text, "k", 1, 64, 0, [torch.arange(64, dtype=torch.int32)])
+    assert (caught.value.kind, caught.value.thread) == ("device assertion", (40, 0, 0))
