@@ -109,7 +109,10 @@ def test_launch_limits(message, case):
 
 def test_registers_come_from_the_assembler():
     """A cooperative launch asks ptxas how many registers the compiled kernel has."""
-    run(kernel(""), "k", 4, 64, 0, [torch.zeros(64), torch.zeros(64)], cooperative=True, sms=1)
+    args = [torch.zeros(64), torch.zeros(64)]
+    run(kernel(""), "k", 32, 64, 0, args, cooperative=True, sms=1)
+    with pytest.raises(LaunchError, match=r"1 multiprocessors hold 32 \(\d+ registers a thread"):
+        run(kernel(""), "k", 33, 64, 0, args, cooperative=True, sms=1)
 
 
 # -- what is not implemented, and what is reported -------------------------------------------------------------------
