@@ -21,14 +21,22 @@ struct CoreAmx : PanelsBf16<parts> {
   static void enter() { _tile_loadconfig(&tile_config); }
   static void leave() { _tile_release(); }
 
-  // c (32, 32) = a b
-  static void multiply(int64_t depth, const char* a, const char* b, float* c, int64_t stride, Ahead* ahead) {
+  // c (32, 32) = or += a b
+  static void multiply(int64_t depth, const char* a, const char* b, float* c, int64_t stride, bool accumulate,
+                       Ahead* ahead) {
     const int64_t bytes = stride * 4;
     float* lower = c + 16 * stride;
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+    if (accumulate) {
+      _tile_loadd(0, c, bytes);
+      _tile_loadd(1, c + 16, bytes);
+      _tile_loadd(2, lower, bytes);
+      _tile_loadd(3, lower + 16, bytes);
+    } else {
+      _tile_zero(0);
+      _tile_zero(1);
+      _tile_zero(2);
+      _tile_zero(3);
+    }
     for (int64_t k = 0; k < depth; k += 32, a += kStep, b += kStep) {
       _tile_loadd(4, a, 64);
       _tile_loadd(6, b, 64);

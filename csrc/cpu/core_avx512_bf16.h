@@ -11,16 +11,17 @@ struct CoreAvx512Bf16 : PanelsBf16<1> {
   static void enter() {}
   static void leave() {}
 
-  // c (32, 32) = a b
-  static void multiply(int64_t depth, const char* a, const char* b, float* c, int64_t stride, Ahead* ahead) {
+  // c (32, 32) = or += a b
+  static void multiply(int64_t depth, const char* a, const char* b, float* c, int64_t stride, bool accumulate,
+                       Ahead* ahead) {
     for (int64_t group = 0; group < kRows; group += kGroup, c += kGroup * stride) {
       const char* left = a + group / 16 * kTile + group % 16 * 64;
       const char* right = b;
       __m512 total[kGroup][2];
 #pragma GCC unroll 8
       for (int64_t i = 0; i < kGroup; ++i) {
-        total[i][0] = _mm512_setzero_ps();
-        total[i][1] = _mm512_setzero_ps();
+        total[i][0] = accumulate ? _mm512_loadu_ps(c + i * stride) : _mm512_setzero_ps();
+        total[i][1] = accumulate ? _mm512_loadu_ps(c + i * stride + 16) : _mm512_setzero_ps();
       }
       for (int64_t k = 0; k < depth; k += 32, left += kStep, right += kStep) {
         if (group == 0) ahead->fetch();

@@ -13,6 +13,7 @@ struct CoreF32 {
   static constexpr int64_t kRows = rows_, kCols = vectors_ * kLanes, kDepthUnit = 1;
   static constexpr int64_t kBytes = 4;                 // of a packed element
   static constexpr double kThreadWork = 2e5 * kLanes;  // flops that are worth a second thread: some 20 us
+  static constexpr int64_t kChunk = 256;               // depth at once: the panels' parts stay in the L1 cache
   using Element = float;
 
   static void enter() {}
@@ -20,12 +21,30 @@ struct CoreF32 {
 
   template <int64_t tile>
   static void pack_rows(const float* from, int64_t stride, int64_t used, int64_t depth, float* to) {
-    for (int64_t i = 0; i < tile; ++i) {
-      if (i < used) {
-        for (int64_t k = 0; k < depth; ++k) to[k * tile + i] = from[i * stride + k];
-      } else {
-        for (int64_t k = 0; k < depth; ++k) to[k * tile + i] = 0.f;
+    int64_t k = 0;
+    for (; used == tile && k + kLanes <= depth; k += kLanes) {
+#pragma GCC unroll 4
+      for (int64_t row = 0; row < tile; row += kLanes) {
+        Vector block[kLanes];
+#pragma GCC unroll 16
+        for (int64_t i = 0; i < kLanes; ++i) {
+          if (row + i >= tile) {
+            block[i] = Vector{};
+            continue;
+          }
+          const float* at = from + (row + i) * stride + k;
+          __builtin_prefetch(at + 64, 0, 3);  // more rows than the hardware follows
+          block[i] = load(at);
+        }
+        transpose(block);
+#pragma GCC unroll 16
+        for (int64_t i = 0; i < kLanes; ++i) {
+          __builtin_memcpy(to + (k + i) * tile + row, &block[i], 4 * smaller(kLanes, tile - row));
+        }
       }
+    }
+    for (int64_t i = 0; i < tile; ++i) {
+      for (int64_t rest = k; rest < depth; ++rest) to[rest * tile + i] = i < used ? from[i * stride + rest] : 0.f;
     }
   }
   template <int64_t tile>
@@ -51,8 +70,9 @@ struct CoreF32 {
     pack_cols<kCols>(from, stride, used, depth, to);
   }
 
-  // c (kRows, kCols) = a b
-  static void multiply(int64_t depth, const float* a, const float* b, float* c, int64_t stride, Ahead* ahead) {
+  // c (kRows, kCols) = or += a b
+  static void multiply(int64_t depth, const float* a, const float* b, float* c, int64_t stride, bool accumulate,
+                       Ahead* ahead) {
     Vector total[rows_][vectors_];
 #pragma GCC unroll 16
     for (int64_t i = 0; i < rows_; ++i) {
@@ -75,7 +95,8 @@ struct CoreF32 {
     for (int64_t i = 0; i < rows_; ++i) {
 #pragma GCC unroll 4
       for (int64_t j = 0; j < vectors_; ++j) {
-        store(c + i * stride + j * kLanes, total[i][j]);
+        float* to = c + i * stride + j * kLanes;
+        store(to, accumulate ? load(to) + total[i][j] : total[i][j]);
       }
     }
   }

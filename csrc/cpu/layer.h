@@ -371,10 +371,14 @@ class Layer {
     const int64_t strip = kStrip * depth_ * Core::kBytes;
     const int64_t times = ceil_div(cols, Core::kCols) * ceil_div(count, Core::kRows) * ceil_div(depth_, kFetchDepth);
     Ahead ahead(packed_x_ + (row + kStrip) * depth_ * kUnit, strip, times);  // the next strip
-    for (int64_t n = 0; n < cols; n += Core::kCols) {
-      for (int64_t i = 0; i < count; i += Core::kRows) {
-        Core::multiply(depth_, packed_x_ + (row + i) * depth_ * kUnit, part.packed + n * depth_ * kUnit,
-                       product + i * col_block_ + n, col_block_, &ahead);
+    for (int64_t k = 0; k < depth_; k += Core::kChunk) {
+      const int64_t chunk = smaller(Core::kChunk, depth_ - k);
+      for (int64_t n = 0; n < cols; n += Core::kCols) {
+        for (int64_t i = 0; i < count; i += Core::kRows) {
+          Core::multiply(chunk, packed_x_ + ((row + i) * depth_ + k * Core::kRows) * kUnit,
+                         part.packed + (n * depth_ + k * Core::kCols) * kUnit, product + i * col_block_ + n, col_block_,
+                         k > 0, &ahead);
+        }
       }
     }
     switch (job_.activation) {
@@ -542,14 +546,17 @@ class Layer {
     const int64_t rows = round_up(rows_, Core::kDepthUnit);
     for (int64_t k0 = 0; k0 < job_.depth; k0 += grad_depth_) {
       const int64_t depth = smaller(grad_depth_, job_.depth - k0);
-      for (int64_t k = 0; k < depth; k += Core::kCols) {
-        const Element* panel = packed_xt_ + (k0 + k) * grad_rows_ * kUnit;
-        const int64_t bytes = Core::kCols * grad_rows_ * Core::kBytes;
-        Ahead ahead(panel + Core::kCols * grad_rows_ * kUnit, bytes,
-                    ceil_div(cols, Core::kRows) * ceil_div(rows, kFetchDepth));  // the next panel
-        for (int64_t n = 0; n < cols; n += Core::kRows) {
-          Core::multiply(rows, own.gradient + n * grad_rows_ * kUnit, panel, own.grad + n * grad_depth_ + k,
-                         grad_depth_, &ahead);
+      for (int64_t i = 0; rows == 0 && i < grad_block_ * grad_depth_; ++i) own.grad[i] = 0.f;
+      for (int64_t m = 0; m < rows; m += Core::kChunk) {
+        const int64_t chunk = smaller(Core::kChunk, rows - m);
+        for (int64_t k = 0; k < depth; k += Core::kCols) {
+          const Element* panel = packed_xt_ + ((k0 + k) * grad_rows_ + m * Core::kCols) * kUnit;
+          Ahead ahead(panel + Core::kCols * grad_rows_ * kUnit, Core::kCols * chunk * Core::kBytes,
+                      ceil_div(cols, Core::kRows) * ceil_div(chunk, kFetchDepth));  // the next panel
+          for (int64_t n = 0; n < cols; n += Core::kRows) {
+            Core::multiply(chunk, own.gradient + (n * grad_rows_ + m * Core::kRows) * kUnit, panel,
+                           own.grad + n * grad_depth_ + k, grad_depth_, m > 0, &ahead);
+          }
         }
       }
       finish_gradient(first, cols, k0, depth, own.grad);

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <numeric>
 #include <type_traits>
+#include <utility>
 
 #include "cpu/job.h"
 

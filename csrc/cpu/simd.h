@@ -31,6 +31,30 @@ template <typename T>
 constexpr T larger(T a, T b) {
   return a < b ? b : a;
 }
+// Lanes 0, 1, ... of two vectors in turn, from their lower or their upper halves.
+template <int64_t... i>
+inline Vector interleave(Vector a, Vector b, int64_t upper, std::integer_sequence<int64_t, i...>) {
+  constexpr int64_t half = kLanes / 2;
+  return upper ? __builtin_shufflevector(a, b, (half + i / 2 + i % 2 * kLanes)...)
+               : __builtin_shufflevector(a, b, (i / 2 + i % 2 * kLanes)...);
+}
+
+// A square block in place: interleaving the first half of its rows with the second half, log2 times, transposes it.
+inline void transpose(Vector rows[kLanes]) {
+  constexpr auto lanes = std::make_integer_sequence<int64_t, kLanes>();
+#pragma GCC unroll 4
+  for (int64_t step = 1; step < kLanes; step *= 2) {
+    Vector next[kLanes];
+#pragma GCC unroll 8
+    for (int64_t i = 0; i < kLanes / 2; ++i) {
+      next[2 * i] = interleave(rows[i], rows[i + kLanes / 2], 0, lanes);
+      next[2 * i + 1] = interleave(rows[i], rows[i + kLanes / 2], 1, lanes);
+    }
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < kLanes; ++i) rows[i] = next[i];
+  }
+}
+
 // Memory that will be read soon, fetched into the L2 cache a few lines at a time while a core multiplies.
 struct Ahead {
   const char* next;
