@@ -3,6 +3,7 @@ PYTHON ?= python3
 ARGS ?=
 
 RUN := .venv/bin/python
+CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 export PIP_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -33,13 +34,13 @@ bench: .venv/built
 lint: .venv/installed
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
-	.venv/bin/clang-format --dry-run -Werror $(shell find csrc -type f)
+	.venv/bin/clang-format --dry-run -Werror $(CXX_FILES)
 	$(RUN) -m mypy
 
 format: .venv/installed
 	$(RUN) -m ruff check --fix
 	$(RUN) -m ruff format
-	.venv/bin/clang-format -i $(shell find csrc -type f)
+	.venv/bin/clang-format -i $(CXX_FILES)
 
 clean:
 	rm -rf .venv build dist ffkernels.egg-info ffkernels/_C.abi3.so
