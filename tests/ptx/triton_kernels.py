@@ -118,7 +118,7 @@ def _expand_descriptor(descriptor, meta: dict | None) -> list:
     if meta is None:
         flags = [descriptor.padding == "nan", descriptor.round_f32_to_tf32]
         return [descriptor.base, *sizes, *strides, *flags, *sizes, *strides]
-    if meta["fp4_padded"] or meta["is_im2col"] or descriptor.round_f32_to_tf32 or descriptor.padding != "zero":
+    if meta["fp4_padded"] or meta.get("is_im2col") or descriptor.round_f32_to_tf32 or descriptor.padding != "zero":
         raise NotImplementedError("tensor descriptors are implemented for tiles padded with zeros")
     tensor = torch.as_strided(descriptor.base, sizes, strides)
     return [TensorMap(tensor, tuple(meta["block_size"]), (0, 32, 64, 128)[meta["swizzle"]]), *sizes, *strides]
