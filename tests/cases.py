@@ -10,10 +10,12 @@ from ffkernels import backends, ops
 
 OPS = ("ff_forward", "ff_grad", "ff_update_", "ff_step_", "ff_network_step_", "ff_label_forward", "ff_label_step_")
 IN_PLACE = tuple(op for op in OPS if op.endswith("_"))
+STEPS = tuple(op for op in OPS if op.endswith("step_"))
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 OPTIMIZERS = {
     "sgd": ff.SGD(lr=0.02),
+    "sgd-plain": ff.SGD(lr=1.0),
     "sgd-momentum": ff.SGD(lr=0.01, momentum=0.9),
     "sgd-damped-decay": ff.SGD(lr=0.02, momentum=0.8, dampening=0.3, weight_decay=0.01),
     "sgd-nesterov": ff.SGD(lr=0.01, momentum=0.9, nesterov=True, weight_decay=0.02),
