@@ -41,5 +41,5 @@ def bench_suite(benchmark, measured, case, column):
     samples = found.samples[column]
     REPLAY.load(samples)
     benchmark.group = case.name
-    benchmark.extra_info.update(limit=found.limit, errors=found.errors.get(column))
+    benchmark.extra_info["errors"] = found.errors.get(column)
     benchmark.pedantic(REPLAY, rounds=len(samples))

@@ -1,21 +1,18 @@
 """What the benchmarks share: the path to the tests' cases, threads, and the tables after the timings."""
 
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from ffkernels.benchmark.limit import peaks, require_extension
-from ffkernels.benchmark.machine import machine
-from ffkernels.benchmark.measure import SECONDS, measure
-from ffkernels.benchmark.report import text, with_ratios
+from ffkernels.benchmark.measure import SECONDS, Run
+from ffkernels.benchmark.report import text
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 THREADS = torch.get_num_threads()
-RUN = pytest.StashKey[dict]()  # what bench_suite.py measured, as the report takes it
+RUN = pytest.StashKey[Run]()  # of bench_suite.py
 
 
 def pytest_configure(config):
@@ -25,18 +22,15 @@ def pytest_configure(config):
 @pytest.fixture(scope="session")
 def measured(request):
     """A function that measures a case with all threads, or gives what it has found for it before."""
-    require_extension()
     found = {}
 
     def get(case):
         if case not in found:
             torch.set_num_threads(THREADS)
             try:
-                run = request.config.stash.setdefault(RUN, {"date": time.strftime("%Y-%m-%d"), "cases": []})
-                if "peak" not in run:
-                    run |= {"peak": peaks(), "machine": machine()}
-                found[case] = measure(case, run["peak"], SECONDS)
-                run["cases"].append(with_ratios(found[case].record()))
+                if RUN not in request.config.stash:
+                    request.config.stash[RUN] = Run()
+                found[case] = request.config.stash[RUN].add(case, SECONDS)
             finally:
                 torch.set_num_threads(1)
         return found[case]
@@ -47,9 +41,9 @@ def measured(request):
 def pytest_terminal_summary(terminalreporter, config):
     """The tables of bench_suite.py; and what a call costs beyond its kernel, where bench_overhead.py pairs them."""
     run = config.stash.get(RUN, None)
-    if run is not None and run["cases"]:
+    if run is not None:
         terminalreporter.section("ffkernels, torch and the machine's limit")
-        terminalreporter.line(text(run))
+        terminalreporter.line(text(run.as_json()))
     session = getattr(config, "_benchmarksession", None)
     medians = {(b.group, b.extra_info.get("what")): b.stats.median * 1e6 for b in getattr(session, "benchmarks", [])}
     calls = [group for group, what in medians if what == "call"]

@@ -120,7 +120,7 @@ def test_measuring_refuses_a_wrong_column(monkeypatch):
     spoiled = {"spoiled": measure.COLUMNS["eager"].__class__(lambda problem: Spoiled(problem, "moment"))}
     monkeypatch.setattr(measure, "COLUMNS", spoiled)
     with pytest.raises(RuntimeError, match="step 6 x 40->20, spoiled: the result is wrong"):
-        measure.measure(TINY[1], {"highest": 1e12}, 0.0)
+        measure.measure(TINY[1], 0.0)
 
 
 def test_counts_by_hand():
@@ -158,8 +158,8 @@ def test_names_are_short_and_differ():
 
 def test_limit_is_the_slower_of_arithmetic_and_memory():
     case = Case("step", 64, (784, 500))
-    assert limit(case, 1e12, 1e15) == pytest.approx(case.flops / 1e12)
-    assert limit(case, 1e15, 1e10) == pytest.approx(case.bytes_moved / 1e10)
+    assert limit(case.flops, case.bytes_moved, 1e12, 1e15) == pytest.approx(200_704_000 / 1e12)
+    assert limit(case.flops, case.bytes_moved, 1e15, 1e10) == pytest.approx(10_065_408 / 1e10)
 
 
 def test_peaks_are_measured_for_each_precision():
@@ -237,16 +237,23 @@ RECORD = {
             "ffkernels medium": 0.002, "ffkernels high": 0.004, "ffkernels highest": 0.24,
         }.items()
     },
-    "limit": {"medium": 0.0005, "high": 0.001, "highest": 0.12},
+    "flops": 500_000_000,
+    "bytes": 120_000_000,
+    "bandwidth": 1e11,  # 1.2 ms, less than "highest" and more than "medium" computes
     "left_out": {"compile medium": "no compiler"},
 }  # fmt: skip
 
 
 def test_ratios_by_hand():
-    assert report.ratios(RECORD, "medium") == pytest.approx(
-        {"autograd": 6, "eager": 4.5, "compile": 3, "mm float32": 1.5, "mm bf16": 0.5, "of limit": 0.25}
+    found = report.with_ratios(RECORD, PEAK)
+    assert found["limit"] == pytest.approx({"highest": 5e-3, "high": 1.2e-3, "medium": 1.2e-3})
+    assert found["ratios"]["medium"] == pytest.approx(
+        {"autograd": 6, "eager": 4.5, "compile": 3, "mm float32": 1.5, "mm bf16": 0.5, "of limit": 0.6}
     )
-    assert report.ratios(RECORD, "highest")["of limit"] == pytest.approx(0.5)
+    assert found["ratios"]["highest"]["of limit"] == pytest.approx(5 / 240)
+
+
+PEAK = {"highest": 1e11, "high": 1e12, "medium": 5e11}  # 5 ms, 0.5 ms, 1 ms of arithmetic
 
 
 def run_of(*records):
@@ -254,25 +261,25 @@ def run_of(*records):
         "ffkernels": "1", "cpu": "Z80", "cores": 1, "threads": 1, "isa": "portable", "torch": "2", "torch_isa": "none",
         "environment": {"FFKERNELS_CPU_ISA": "portable"}, "python": "3", "system": "CP/M",
     }  # fmt: skip
-    peak = {"highest": 1e12, "high": 1e12, "medium": 3e12}
-    return {"date": "1976-07-01", "machine": machine, "peak": peak, "cases": [report.with_ratios(r) for r in records]}
+    cases = [report.with_ratios(record, PEAK) for record in records]
+    return {"date": "1976-07-01", "machine": machine, "peak": PEAK, "cases": cases}
 
 
 def test_tables_show_ratios_first_then_times():
     lines = report.text(run_of(RECORD)).splitlines()
     assert "Z80, 1 cores, 1 threads, portable" in lines[0]
     assert lines[0].endswith("1976-07-01, FFKERNELS_CPU_ISA=portable")
-    assert lines[1] == "measured peak, TFLOP/s: medium 3.00, high 1.00, highest 1.00"
+    assert lines[1] == "measured peak, TFLOP/s: medium 0.50, high 1.00, highest 0.10"
     assert [line.split() for line in lines[4:8]] == [
         ["case", "precision", "autograd", "eager", "compile", "compile", "bf16", "GEMMs", "fp32", "GEMMs", "bf16", "of",
          "limit", "ms"],
-        ["step", "1", "x", "2->3", "medium", "6.00x", "4.50x", "3.00x", "-", "1.50x", "0.50x", "25%", "2.00"],
-        ["high", "3.00x", "2.25x", "1.50x", "-", "0.75x", "0.25x", "25%", "4.00"],
-        ["highest", "0.05x", "0.04x", "0.03x", "-", "0.01x", "0.00x", "50%", "240"],
+        ["step", "1", "x", "2->3", "medium", "6.00x", "4.50x", "3.00x", "-", "1.50x", "0.50x", "60%", "2.00"],
+        ["high", "3.00x", "2.25x", "1.50x", "-", "0.75x", "0.25x", "30%", "4.00"],
+        ["highest", "0.05x", "0.04x", "0.03x", "-", "0.01x", "0.00x", "2%", "240"],
     ]  # fmt: skip
     times = lines[-2].split()
     assert times == ["step", "1", "x", "2->3", "12.0", "9.00", "6.00", "-", "-", "3.00", "1.00", "2.00", "4.00", "240",
-                     "0.500", "120"]  # fmt: skip
+                     "1.20", "5.00"]  # fmt: skip
     assert lines[-1] == "compile medium is left out: no compiler"
 
 
@@ -281,7 +288,7 @@ def test_markdown_goes_between_the_marks():
     new = report.replaced(document, report.markdown(run_of(RECORD)))
     assert new.startswith(f"# Title\n\n{report.BEGIN}\n\nMachine: Z80,")
     assert new.endswith(f"\n\n{report.END}\nrest\n")
-    assert "| step 1 x 2->3 | medium | 6.00x | 4.50x | 3.00x | - | 1.50x | 0.50x | 25% | 2.00 |" in new.splitlines()
+    assert "| step 1 x 2->3 | medium | 6.00x | 4.50x | 3.00x | - | 1.50x | 0.50x | 60% | 2.00 |" in new.splitlines()
     assert "old" not in new
     assert report.replaced(new, "x") == report.replaced(document, "x")
 
@@ -319,7 +326,8 @@ def test_the_command_prints_writes_and_draws(tiny_suite, tmp_path, capsys):
     assert forward["seconds"].keys() == COLUMNS.keys() - {*COMPILED, "autograd"}
     assert all(0 < t["min"] <= t["median"] <= t["max"] for t in step["seconds"].values())
     for precision in ("highest", "high", "medium"):
-        assert step["limit"][precision] == limit(TINY[1], run["peak"][precision], step["bandwidth"])
+        peak = run["peak"][precision]
+        assert step["limit"][precision] == limit(TINY[1].flops, TINY[1].bytes_moved, peak, step["bandwidth"])
         assert step["ratios"][precision] == report.ratios(step, precision)
     assert set(FUSED) <= step["errors"].keys()
     assert "mm bf16" not in step["errors"]
@@ -330,7 +338,7 @@ def test_the_command_prints_writes_and_draws(tiny_suite, tmp_path, capsys):
 def test_a_run_can_be_shown_again(tiny_suite, tmp_path, capsys, monkeypatch):
     source, png = tmp_path / "run.json", tmp_path / "run.png"
     source.write_text(json.dumps(run_of(RECORD)))
-    monkeypatch.setattr(command, "measure", None)
+    monkeypatch.setattr(command, "Run", None)
     assert cli.main(["bench", "--from", str(source), "--png", str(png)]) == 0
     assert capsys.readouterr().out == report.text(run_of(RECORD)) + "\n"
     assert png.stat().st_size > 10_000
@@ -360,13 +368,13 @@ def test_usage_errors(options, message, capsys):
 
 @pytest.mark.parametrize("option", ["--json", "--png", "--markdown", "--from"])
 def test_what_cannot_be_written_or_read_is_refused_before_measuring(option, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(command, "measure", None)
+    monkeypatch.setattr(command, "Run", None)
     assert cli.main(["bench", option, str(tmp_path / "no" / "such" / "file")]) == 1
     assert "error: " in capsys.readouterr().err
 
 
 def test_files_that_hold_something_else_are_refused(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(command, "measure", None)
+    monkeypatch.setattr(command, "Run", None)
     other = tmp_path / "other"
     other.write_text("[1]")
     assert cli.main(["bench", "--from", str(other)]) == 1
@@ -374,6 +382,16 @@ def test_files_that_hold_something_else_are_refused(tmp_path, capsys, monkeypatc
     assert cli.main(["bench", "--markdown", str(other)]) == 1
     assert f"{other}: it must hold the lines" in capsys.readouterr().err
     assert other.read_text() == "[1]"
+
+
+def test_the_highest_peak_of_a_run_counts(monkeypatch):
+    found = iter([{"highest": 3.0, "medium": 5.0}, {"highest": 4.0, "medium": 2.0}])
+    monkeypatch.setattr(measure, "peaks", lambda: next(found))
+    monkeypatch.setattr(measure, "COLUMNS", {"eager": COLUMNS["eager"]})
+    run = measure.Run()
+    run.add(TINY[0], 0.0)
+    assert run.peak == {"highest": 4.0, "medium": 5.0}
+    assert run.machine["threads"] == torch.get_num_threads()
 
 
 def test_without_the_extension_the_command_says_why(capsys, monkeypatch):
@@ -388,7 +406,7 @@ def test_without_a_compiler_torch_compile_is_left_out(monkeypatch):
 
     monkeypatch.setattr(measure, "COLUMNS", {name: COLUMNS[name] for name in ("eager", "compile", *FUSED)})
     with config.patch({"cpp.cxx": (None, "no-such-compiler"), "fx_graph_cache": False}):
-        found = measure.measure(TINY[0], {"highest": 1e12}, 0.0)
+        found = measure.measure(TINY[0], 0.0)
     assert found.left_out.keys() == {"compile"}
     assert "found no C++ compiler" in found.left_out["compile"]
     assert found.samples.keys() == {"eager", *FUSED}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,8 @@ import torch
 from ..checkpoint import write_atomic
 from . import picture
 from .cases import CASES, Case
-from .limit import peaks, require_extension
-from .machine import machine
-from .measure import SECONDS, measure
-from .report import markdown, replaced, text, with_ratios
+from .measure import SECONDS, Run
+from .report import markdown, replaced, text
 
 _QUICK_SECONDS = 2.0  # for each case, of which there are fewer, too
 
@@ -37,7 +34,7 @@ def add_bench(commands: Any) -> argparse.ArgumentParser:
         "  python -m ffkernels bench --from run.json --png run.png\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("--quick", action="store_true", help="few cases, a short time each: about two minutes")
+    p.add_argument("--quick", action="store_true", help="few cases, a short time each: one or two minutes")
     p.add_argument("--only", nargs="+", metavar="TEXT", default=[], help="cases whose name has one of these in it")
     p.add_argument("--list", action="store_true", help="print the names of the cases and stop")
     p.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")
@@ -57,15 +54,13 @@ def _chosen(args: argparse.Namespace, parser: argparse.ArgumentParser) -> list[C
 
 
 def _measured(args: argparse.Namespace, cases: list[Case]) -> dict[str, Any]:
-    require_extension()
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    date, peak, records = time.strftime("%Y-%m-%d"), peaks(), []
+    run = Run()
     for i, case in enumerate(cases, 1):
         print(f"{i}/{len(cases)} {case.name}", file=sys.stderr, flush=True)
-        found = measure(case, peak, _QUICK_SECONDS if args.quick else SECONDS)
-        records.append(with_ratios(found.record()))
-    return {"date": date, "machine": machine(), "peak": peak, "cases": records}
+        run.add(case, _QUICK_SECONDS if args.quick else SECONDS)
+    return run.as_json()
 
 
 def _read(path: str) -> dict[str, Any]:

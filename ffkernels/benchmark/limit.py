@@ -6,7 +6,6 @@ import torch
 
 from .. import backends
 from ..checks import PRECISIONS
-from .cases import Case
 
 
 def require_extension() -> None:
@@ -26,6 +25,6 @@ def bandwidth(size: int) -> float:
     return torch.ops.ffkernels.cpu_bandwidth(max(size, 4096), torch.get_num_threads())
 
 
-def limit(case: Case, peak: float, bandwidth: float) -> float:
-    """Seconds that ``case`` takes at least: max(flops / peak, bytes / bandwidth)."""
-    return max(case.flops / peak, case.bytes_moved / bandwidth)
+def limit(flops: int, moved: int, peak: float, bandwidth: float) -> float:
+    """Seconds that ``flops`` operations and ``moved`` bytes take at least."""
+    return max(flops / peak, moved / bandwidth)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .. import __version__
+from .. import __version__, _extension
 
 # Variables by which torch or this package are held to a lower instruction set.
 _HELD_BY = ("FFKERNELS_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA")
@@ -26,13 +26,15 @@ def _cpu_model() -> str:
 
 
 def machine() -> dict[str, Any]:
-    """As JSON holds it."""
+    """As JSON holds it; the extension must be there."""
+    isa = _extension.cpu_isa()
+    assert isa is not None
     return {
         "ffkernels": __version__,
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "isa": torch.ops.ffkernels.cpu_isa().split()[1],
+        "isa": isa["used"],
         "torch": torch.__version__,
         "torch_isa": torch.backends.cpu.get_cpu_capability(),
         "environment": {name: os.environ[name] for name in _HELD_BY if os.environ.get(name)},

@@ -1,8 +1,9 @@
-"""One case: every column made, checked and timed."""
+"""One case, every column made, checked and timed; and a run of several."""
 
 from __future__ import annotations
 
 import statistics
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,10 @@ import torch
 from .cases import Case
 from .check import Truth, require_right
 from .columns import COLUMNS
-from .limit import bandwidth, limit
+from .limit import bandwidth, peaks, require_extension
+from .machine import machine
 from .problem import Problem
+from .report import with_ratios
 from .timing import Timed, interleaved
 
 SECONDS = 20.0  # for each case: medians of large cases, too, are of several rounds then
@@ -27,10 +30,9 @@ class Measurement:
     errors: dict[str, dict[str, float]]  # relative, of each column's first result
     left_out: dict[str, str]  # columns that cannot run here, and why
     bandwidth: float  # bytes a second at the case's working set
-    limit: dict[str, float]  # seconds, for each precision
 
     def record(self) -> dict[str, Any]:
-        """What a report shows, as JSON holds it."""
+        """What was found, as JSON holds it."""
         case = self.case
         return {
             "name": case.name,
@@ -42,7 +44,6 @@ class Measurement:
             "bytes": case.bytes_moved,
             "working_set": case.working_set,
             "bandwidth": self.bandwidth,
-            "limit": self.limit,
             "rounds": len(next(iter(self.samples.values()))),
             "seconds": {
                 name: {"median": statistics.median(samples), "min": min(samples), "max": max(samples)}
@@ -53,7 +54,7 @@ class Measurement:
         }
 
 
-def measure(case: Case, peaks: dict[str, float], seconds: float) -> Measurement:
+def measure(case: Case, seconds: float) -> Measurement:
     """Check every column of ``case`` and time them for about ``seconds``.
 
     Raises:
@@ -82,6 +83,33 @@ def measure(case: Case, peaks: dict[str, float], seconds: float) -> Measurement:
             require_right(f"{case.name}, {name}", errors[name], column.precision)
         timed[name] = Timed(made.run, column.settings)
     del truth
-    samples = interleaved(timed, seconds)
     rate = bandwidth(case.working_set)
-    return Measurement(case, samples, errors, left_out, rate, {p: limit(case, peak, rate) for p, peak in peaks.items()})
+    samples = interleaved(timed, seconds)
+    # other programs only make it less: the best of two moments
+    return Measurement(case, samples, errors, left_out, max(rate, bandwidth(case.working_set)))
+
+
+class Run:
+    """A run of several cases."""
+
+    def __init__(self) -> None:
+        require_extension()
+        self.date, self.machine = time.strftime("%Y-%m-%d"), machine()
+        self.peak = peaks()
+        self.records: list[dict[str, Any]] = []
+
+    def add(self, case: Case, seconds: float) -> Measurement:
+        """Measure a case; and the machine's peak again, of which the highest counts."""
+        found = measure(case, seconds)
+        self.peak = {precision: max(peak, self.peak[precision]) for precision, peak in peaks().items()}
+        self.records.append(found.record())
+        return found
+
+    def as_json(self) -> dict[str, Any]:
+        """All that was found, with the limits and ratios that follow from it."""
+        return {
+            "date": self.date,
+            "machine": self.machine,
+            "peak": self.peak,
+            "cases": [with_ratios(record, self.peak) for record in self.records],
+        }

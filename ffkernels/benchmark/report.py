@@ -7,6 +7,7 @@ from typing import Any
 
 from ..checks import PRECISIONS
 from .columns import COLUMNS, FUSED
+from .limit import limit
 
 # Columns that ffkernels is compared with, and their headings.
 BASELINES = {
@@ -31,8 +32,10 @@ def ratios(record: dict[str, Any], precision: str) -> dict[str, float]:
     return {**found, LIMIT: record["limit"][precision] / own}
 
 
-def with_ratios(record: dict[str, Any]) -> dict[str, Any]:
-    """The record of a case with its ratios, as the JSON file has it."""
+def with_ratios(record: dict[str, Any], peak: dict[str, float]) -> dict[str, Any]:
+    """The record of a case with its limits, in seconds, and ratios."""
+    limits = {p: limit(record["flops"], record["bytes"], peak[p], record["bandwidth"]) for p in PRECISIONS}
+    record = {**record, "limit": limits}
     return {**record, "ratios": {p: ratios(record, p) for p in PRECISIONS}}
 
 
