@@ -81,6 +81,9 @@ struct Job {
   OptimizerStep optimizer;
 };
 
+// Asks for large pages under memory that is about to be written for the first time: fewer page faults. Only advice.
+void advise_large_pages(void* data, int64_t bytes);
+
 // At least `bytes` of scratch memory, aligned to a page; throws std::bad_alloc. It belongs to the calling thread, which
 // keeps it for its next call; the content is undefined. A network has its own beside that of the layer it runs.
 enum class Scratch { layer, network };

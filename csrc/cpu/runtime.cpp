@@ -18,7 +18,17 @@ struct Buffer {
   ~Buffer() { std::free(data); }
 };
 
+constexpr int64_t kLargePage = 1 << 21;
+
 }  // namespace
+
+void advise_large_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes) {
+#if defined(__linux__)
+  const auto begin = (reinterpret_cast<uintptr_t>(data) + kLargePage - 1) / kLargePage * kLargePage;
+  const auto end = (reinterpret_cast<uintptr_t>(data) + bytes) / kLargePage * kLargePage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
 
 char* workspace(Scratch kind, int64_t bytes) {
   thread_local Buffer buffers[2];
@@ -26,14 +36,11 @@ char* workspace(Scratch kind, int64_t bytes) {
   if (bytes > buffer.size) {
     std::free(buffer.data);
     buffer = {};
-    constexpr int64_t page = 1 << 21;  // a large one: fewer misses of the address cache
-    const int64_t size = (bytes + page - 1) / page * page;
-    buffer.data = static_cast<char*>(std::aligned_alloc(page, size));
+    const int64_t size = (bytes + kLargePage - 1) / kLargePage * kLargePage;
+    buffer.data = static_cast<char*>(std::aligned_alloc(kLargePage, size));
     if (buffer.data == nullptr) throw std::bad_alloc();
     buffer.size = size;
-#if defined(__linux__)
-    madvise(buffer.data, size, MADV_HUGEPAGE);  // only advice: nothing depends on it
-#endif
+    advise_large_pages(buffer.data, size);
   }
   return buffer.data;
 }

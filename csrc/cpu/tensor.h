@@ -106,7 +106,11 @@ Tensor new_tensor(const std::array<int64_t, dim>& sizes, ScalarType dtype) {
   AtenTensorHandle handle = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes.data(), strides.data(),
                                                   dtype == ScalarType::BFloat16 ? bfloat16 : float32, cpu, 0, &handle));
-  return Tensor(handle);
+  Tensor tensor(handle);
+  const int64_t bytes = stride * (dtype == ScalarType::BFloat16 ? 2 : 4);
+  constexpr int64_t large = 8 << 20;  // allocators keep smaller ones, and their pages, for the next call
+  if (bytes >= large) advise_large_pages(tensor.mutable_data_ptr(), bytes);
+  return tensor;
 }
 
 }  // namespace ffkernels::cpu
