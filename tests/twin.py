@@ -5,6 +5,9 @@ products and storage it is the same computation done by torch, whose error a ker
 """
 
 import functools
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -221,3 +224,11 @@ def assert_as_exact(results: dict, exact: dict, twin: dict) -> None:
         error = (results[name] - true).abs().max()
         allowed = 2 * (twin[name] - true).abs().max() + 1e-5 * true.abs().max()
         assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"
+
+
+def python(script: str, *args: str, **environment: str) -> str:
+    """What a script prints in a process of its own, where the CPU backend runs."""
+    environment = os.environ | {"FFKERNELS_BACKEND": "cpu"} | environment
+    done = subprocess.run([sys.executable, "-c", script, *args], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
