@@ -7,13 +7,14 @@ CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu'
 export PIP_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help train test quick bench lint format clean FORCE
+.PHONY: help train test quick bench sanitize lint format clean FORCE
 
 help:
 	@echo 'make train   train a network on handwritten digits   ARGS="--hidden 500 500 --epochs 20"'
 	@echo 'make test    run all tests                           ARGS="-k forward"'
 	@echo 'make quick   run the tests that take no time'
 	@echo 'make bench   time the kernels'
+	@echo 'make sanitize run the CPU kernels under sanitizers of memory, undefined behaviour and threads'
 	@echo 'make lint    check style and types;  make format  put the style right'
 	@echo 'make clean   remove all that was built, .venv included'
 	@echo 'The first of them makes .venv and builds the extension. PYTHON=python3.12 picks the interpreter for it,'
@@ -30,6 +31,9 @@ quick: .venv/built
 
 bench: .venv/built
 	$(RUN) -m ffkernels bench $(ARGS)
+
+sanitize: .venv/installed
+	$(RUN) tests/sanitize/sanitize.py $(ARGS)
 
 lint: .venv/installed
 	$(RUN) -m ruff check

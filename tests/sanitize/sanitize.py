@@ -1,0 +1,183 @@
+"""The CPU kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer: `make sanitize` runs this.
+
+1. driver.cpp, which runs the kernels without torch, under each of them.
+2. A fault for each, planted in a copy of the sources, which it must report (tests/test_sanitize.py runs these too).
+3. The extension under address and undefined, with the tests that pytest's arguments select: what checks the arguments
+   and makes the outputs is only in there.
+
+Scratch memory is one block that the kernels cut up themselves. In the copies that are compiled here the gaps between
+its arrays are marked as out of bounds. Loads and stores of AMX tiles are not seen by any sanitizer; avx512's bf16 core
+reads and writes the same panels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = ("portable", "avx2", "avx512", "amx", "isa")
+MEMORY, THREADS = "address,undefined", "thread"
+FLAGS = ("-std=c++17", "-O1", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all")
+# What every test of the kernels' arithmetic is made of, and the calls that must fail
+TESTS = ("tests/test_cpu_kernels.py", "tests/test_extension.py", "tests/test_errors.py")
+
+
+class Edit(NamedTuple):
+    file: str
+    pattern: str  # occurs once
+    replacement: str
+
+
+RED_ZONES = [
+    Edit("cpu/layer.h", "#pragma once\n", "#pragma once\n#include <sanitizer/asan_interface.h>\n"),
+    Edit(
+        "cpu/layer.h",
+        r"used \+= (round_up\(count \* [^;]*, 64\)) \+ 64;",
+        r"const int64_t whole = \1 + 64, bytes = count * static_cast<int64_t>(sizeof(V)); used += whole;"
+        r"if (base) { ASAN_UNPOISON_MEMORY_REGION(pointer, bytes);"
+        r"ASAN_POISON_MEMORY_REGION(reinterpret_cast<char*>(pointer) + bytes, whole - bytes); }",
+    ),
+]
+
+
+class Fault(NamedTuple):
+    sanitizer: str
+    edits: list[Edit]
+    report: str
+
+
+FAULTS = {
+    "a row of results written one too far": Fault(
+        MEMORY, [Edit("cpu/elementwise.h", r"i < used; \+\+i\) set\(", "i <= used; ++i) set(")],
+        "AddressSanitizer: heap-buffer-overflow",
+    ),
+    "scratch arrays one value short": Fault(
+        MEMORY, [*RED_ZONES, Edit("cpu/layer.h", r"bytes = count \*", "bytes = (count - (count > 0)) *")],
+        "AddressSanitizer: use-after-poison",
+    ),
+    "a vector loaded through a pointer to vectors": Fault(
+        MEMORY,
+        [Edit("cpu/simd.h", r"__builtin_memcpy\(&v, p, sizeof v\)", "v = *reinterpret_cast<const Vector*>(p)")],
+        "runtime error: load of misaligned address",
+    ),
+    "threads whose shares overlap": Fault(
+        THREADS, [Edit("cpu/layer.h", r"\(thread \+ 1\) \* each\)\}", "(thread + 1) * each + 1)}")],
+        "ThreadSanitizer: data race",
+    ),
+}  # fmt: skip
+
+
+def copy_of_sources(folder: Path, edits: Iterable[Edit]) -> Path:
+    shutil.copytree(ROOT / "csrc", folder / "csrc")
+    for edit in edits:
+        file = folder / "csrc" / edit.file
+        text, count = re.subn(edit.pattern, edit.replacement, file.read_text())
+        if count != 1:
+            raise RuntimeError(f"sanitize.py: {edit.pattern!r} stands {count} times in csrc/{edit.file}, not once")
+        file.write_text(text)
+    return folder / "csrc"
+
+
+def compiler() -> list[str]:
+    return os.environ.get("CXX", "g++").split()
+
+
+def build_driver(folder: Path, sanitizer: str, edits: Iterable[Edit] = (), isas: Iterable[str] = SOURCES) -> Path:
+    """The driver with the kernels of ``isas``; with not all of them, only those can be run."""
+    csrc = copy_of_sources(folder, edits)
+    include = Path(torch.__file__).parent / "include"
+    flags = [*FLAGS, f"-fsanitize={sanitizer}", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
+    flags += ["-I", str(csrc), "-isystem", str(include)]
+    files = [*(csrc / "cpu" / f"{name}.cpp" for name in isas), Path(__file__).with_name("driver.cpp")]
+    if set(isas) != set(SOURCES):
+        flags.append("-DPORTABLE_ONLY")
+    running: list[subprocess.Popen] = []
+    for file in files:
+        running.append(subprocess.Popen([*compiler(), *flags, "-c", str(file), "-o", str(folder / f"{file.stem}.o")]))
+        if len(running) % (os.cpu_count() or 1) == 0:
+            running[-1].wait()
+    if any(process.wait() for process in running):
+        raise RuntimeError("sanitize.py: compilation failed, see above")
+    driver = folder / "driver"
+    objects = [str(folder / f"{file.stem}.o") for file in files]
+    subprocess.run([*compiler(), f"-fsanitize={sanitizer}", *objects, "-o", str(driver), "-lpthread"], check=True)
+    return driver
+
+
+def run_driver(driver: Path, *isas: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {"TSAN_OPTIONS": "halt_on_error=1"}
+    return subprocess.run([str(driver), *isas], env=environment, capture_output=True, text=True)
+
+
+def caught(fault: Fault, folder: Path) -> bool:
+    """Whether the sanitizer reports the fault in the portable kernels."""
+    driver = build_driver(folder, fault.sanitizer, fault.edits, ("portable",))
+    done = run_driver(driver, "portable")
+    return done.returncode != 0 and fault.report in done.stderr
+
+
+def run_tests(folder: Path, arguments: list[str]) -> int:
+    """Run pytest with the extension, built under address and undefined; its exit status."""
+    copy_of_sources(folder, RED_ZONES)
+    for name in ("ffkernels", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        if (ROOT / name).exists():
+            shutil.copy(ROOT / name, folder)
+    setup = (folder / "setup.py").read_text()
+    (folder / "setup.py").write_text(setup.replace('"-O3"', '"-O2"'))  # compiles faster
+    command = [*compiler(), *FLAGS[1:], f"-fsanitize={MEMORY}"]
+    environment = os.environ | {"CXX": " ".join(command), "FFKERNELS_BUILD": "cpu"}
+    build = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    subprocess.run(build, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
+    libraries = [
+        subprocess.check_output([*compiler(), f"-print-file-name=lib{name}.so"], text=True).strip()
+        for name in ("asan", "ubsan")
+    ]
+    # python itself leaks; torch's workers exit without freeing
+    environment = os.environ | {"LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment).returncode
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tests", nargs="*", default=[*TESTS, "-m", "not slow"], help="pytest's arguments, after --")
+    arguments = parser.parse_args()
+    failed, start = [], time.monotonic()
+
+    def report(what: str, good: bool) -> None:
+        print(f"{time.monotonic() - start:4.0f} s  {what}: {'ok' if good else 'FAILED'}", flush=True)
+        if not good:
+            failed.append(what)
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for sanitizer, edits in ((MEMORY, RED_ZONES), (THREADS, [])):
+            driver = build_driver(folder / sanitizer, sanitizer, edits)
+            for isa in run_driver(driver).stdout.strip().split(","):
+                done = run_driver(driver, isa)
+                report(f"{isa} kernels under {sanitizer}", done.returncode == 0 and "clean" in done.stdout)
+                if done.returncode:
+                    print(done.stderr)
+        for i, (what, fault) in enumerate(FAULTS.items()):
+            report(f"planted fault ({what}) is caught", caught(fault, folder / str(i)))
+        good = run_tests(folder / "extension", arguments.tests) == 0
+        report(f"the extension under {MEMORY}", good)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
