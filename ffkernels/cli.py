@@ -103,6 +103,7 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
     given = {name: getattr(args, name) for name in names if hasattr(args, name)}
     if "data_dir" in given:
         given["data_dir"] = str(Path(given["data_dir"]).absolute())  # a run may be resumed from another folder
+        given.setdefault("data", "mnist")
     return given
 
 

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import importlib
 import math
+import os
 import random
 import re
 import zlib
@@ -25,6 +26,8 @@ MNIST_SHA256 = {
     "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
     "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
 }
+_SPLITS = ("train", "t10k|test")  # in the files' names; regular expressions
+_KINDS = {"images": 3, "labels": 1}  # likewise, with their dimensions
 _IDX_TYPES = {
     0x08: "unsigned byte", 0x09: "signed byte", 0x0B: "short", 0x0C: "int", 0x0D: "float", 0x0E: "double",
 }  # fmt: skip
@@ -96,26 +99,26 @@ def load_mnist(data_dir: str | Path | None = None) -> Dataset:
 
     Args:
         data_dir: a folder that holds the four files train-images-idx3-ubyte, train-labels-idx1-ubyte,
-            t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte, as they are or gzipped (.gz); "test" for "t10k", "." for
-            the "-" before "idx" and a prefix that ends in "-" are accepted too. The data take the folder's name. None:
-            MNIST itself, downloaded once, checked against its SHA-256 and kept in pooch's cache folder for ffkernels.
+            t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte, as they are or gzipped (.gz); "test" for "t10k", "." or
+            "_" for "-" and a prefix that ends in one of them (emnist-letters-) are accepted too. The files may lie up
+            to two folders below, as torchvision leaves them (FashionMNIST/raw). The data take the name of their folder,
+            "raw" aside. None: MNIST itself, downloaded once, checked against its SHA-256 and kept in pooch's cache
+            folder for ffkernels.
 
     Raises:
         FileNotFoundError, NotADirectoryError: a missing folder or file.
-        ValueError: a file that is damaged or not idx, files that do not fit each other, more than one candidate.
+        ValueError: a file that is damaged or not idx, files that do not fit each other, more than one candidate for a
+            file or for the folder.
         ImportError: pooch is not installed (needed for the download only).
         OSError: the download failed.
     """
     if data_dir is None:
         name, paths = "mnist", _download()
     else:
-        folder = Path(data_dir)
-        if not folder.exists():
-            raise FileNotFoundError(f"data folder {folder} does not exist")
-        if not folder.is_dir():
-            raise NotADirectoryError(f"data folder {folder} is not a folder")
-        name = folder.resolve().name or "mnist"
-        paths = [_find(folder, split, kind) for split in ("train", "t10k|test") for kind in ("images", "labels")]
+        folder = _data_folder(Path(data_dir))
+        place = folder.resolve()
+        name = (place.parent if place.name == "raw" else place).name or "mnist"
+        paths = [_find(folder, split, kind) for split in _SPLITS for kind in _KINDS]
     x_train, y_train, train_shape = _read_pair(*paths[:2])
     x_test, y_test, test_shape = _read_pair(*paths[2:])
     if train_shape != test_shape:
@@ -220,13 +223,36 @@ def _read_bytes(path: Path) -> bytearray:
         raise ValueError(f"{path}: damaged or truncated gzip file: {error}") from error
 
 
+def _data_folder(given: Path) -> Path:
+    """``given`` itself, or the one folder at most two levels below it that holds any of the files."""
+    if not given.exists():
+        raise FileNotFoundError(f"data folder {given} does not exist")
+    if not given.is_dir():
+        raise NotADirectoryError(f"data folder {given} is not a folder")
+    level = [given]
+    for _ in range(3):
+        found = [folder for folder in level if any(_named(folder, s, k) for s in _SPLITS for k in _KINDS)]
+        if len(found) > 1:
+            names = [str(folder.relative_to(given)) for folder in found]
+            raise ValueError(f"{given} must hold one set of data, has {names}: name one of these folders")
+        if found:
+            return found[0]
+        below = (p for folder in level for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+        level = sorted(p for p in below if os.access(p, os.R_OK | os.X_OK))
+    return given  # the error will name what it lacks
+
+
+def _named(folder: Path, split: str, kind: str) -> list[Path]:
+    """The files in ``folder`` whose name says that they are of this split and kind."""
+    pattern = re.compile(rf"(.*[-_.])?({split})[-_.]{kind}[-_.]idx{_KINDS[kind]}[-_.]ubyte(\.gz)?", re.IGNORECASE)
+    found = sorted(p for p in folder.iterdir() if pattern.fullmatch(p.name) and p.is_file())
+    return [p for p in found if p.suffix != ".gz" or p.with_suffix("") not in found]  # the same file twice
+
+
 def _find(folder: Path, split: str, kind: str) -> Path:
-    digit = 3 if kind == "images" else 1
-    pattern = re.compile(rf"(.*-)?({split})-{kind}[-.]idx{digit}-ubyte(\.gz)?")
-    found = sorted(p for p in folder.iterdir() if pattern.fullmatch(p.name))
-    found = [p for p in found if p.suffix != ".gz" or p.with_suffix("") not in found]  # the same file twice
+    found = _named(folder, split, kind)
     if not found:
-        raise FileNotFoundError(f"{folder} has no file {split.partition('|')[0]}-{kind}-idx{digit}-ubyte[.gz]")
+        raise FileNotFoundError(f"{folder} has no file {split.partition('|')[0]}-{kind}-idx{_KINDS[kind]}-ubyte[.gz]")
     if len(found) > 1:
         raise ValueError(f"{folder} must have one file of {split} {kind}, has {[p.name for p in found]}")
     return found[0]

@@ -94,6 +94,14 @@ def test_run_folder_of_its_own_under_runs(data_dir, tmp_path, capsys, monkeypatc
         assert (tmp_path / "runs" / expected / "result.json").exists()
 
 
+def test_a_data_folder_alone_says_what_data(data_dir, tmp_path, capsys):
+    arguments = ["train", *options(data_dir)[2:], "--run-dir", str(tmp_path / "run"), "--quiet"]
+    assert cli.main(arguments) == 0
+    assert cli.main(["train", "--resume", str(tmp_path / "run"), "--data-dir", str(data_dir), "--quiet"]) == 0
+    first, again = capsys.readouterr().out.split("test error: ")[1:]
+    assert first == again
+
+
 def test_resume_takes_what_agrees_and_refuses_what_contradicts(data_dir, run_dir, capsys):
     result = (run_dir / "result.json").read_text()
     again = ["train", "--resume", str(run_dir), "--quiet"]

@@ -55,6 +55,8 @@ def test_folder_of_another_image_size_and_class_count(tmp_path, pack, suffix):
         [n.replace("-idx", ".idx") for n in NAMES],
         [n.replace("t10k", "test") for n in NAMES],
         [f"emnist-letters-{n}" for n in NAMES],
+        [n.replace("-", "_") for n in NAMES],
+        [f"USPS_{n}" for n in NAMES],
     ],
 )
 def test_usual_variants_of_the_file_names(tmp_path, names):
@@ -75,6 +77,44 @@ def test_several_candidates_are_refused_by_name(tmp_path):
         ValueError, match=r"one file of train images, has \['emnist-digits-train-images.*emnist-letters"
     ):
         data.load_mnist(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "files", "name"),
+    [
+        ("FashionMNIST", "FashionMNIST/raw", "FashionMNIST"),  # torchvision, and what its user may point at
+        ("FashionMNIST/raw", "FashionMNIST/raw", "FashionMNIST"),
+        (".", "KMNIST/raw", "KMNIST"),
+        (".", "usps", "usps"),
+    ],
+)
+def test_folders_as_torchvision_and_archives_leave_them(tmp_path, given, files, name):
+    (tmp_path / files).mkdir(parents=True)
+    write_folder(tmp_path / files, size=(16, 16), classes=10, rows=(20, 10))
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / "README").write_text("")
+    found = data.load_mnist(tmp_path / given)
+    assert (found.name, found.image_shape, found.num_classes) == (name, (1, 16, 16), 10)
+
+
+def test_a_folder_named_like_a_file_is_not_taken_for_it(tmp_path):
+    write_folder(tmp_path, pack=bytes, suffix="", names=[n.replace("-idx", ".idx") for n in NAMES])
+    for name in NAMES:  # each file once more in a folder of its own name
+        (tmp_path / name).mkdir()
+    write_folder(tmp_path / NAMES[0])
+    assert data.load_mnist(tmp_path).x_train.shape == (6, 15)
+
+
+def test_the_files_may_not_lie_deeper_nor_in_several_folders(tmp_path):
+    for name in ("MNIST", "KMNIST"):
+        (tmp_path / "data" / name / "raw").mkdir(parents=True)
+        write_folder(tmp_path / "data" / name / "raw")
+    with pytest.raises(FileNotFoundError, match=rf"^{tmp_path} has no file train-images-idx3-ubyte"):
+        data.load_mnist(tmp_path)
+    with pytest.raises(ValueError, match=r"must hold one set of data, has \['KMNIST/raw', 'MNIST/raw'\]: name one"):
+        data.load_mnist(tmp_path / "data")
+    write_folder(tmp_path / "data", size=(2, 2))  # what lies nearer is meant
+    assert data.load_mnist(tmp_path / "data").image_shape == (1, 2, 2)
 
 
 GOOD = idx_bytes((2, 2, 2), range(8))
