@@ -20,6 +20,7 @@ from .benchmark.command import add_bench, bench
 from .checkpoint import write_atomic
 from .config import BATCH_SIZE, DATA, EPOCHS, LR, MOMENTUM, OPTIMIZERS, SCHEDULES, TrainConfig
 from .data import Dataset, extra, load_digits, load_mnist, read_images, read_labels
+from .presets import PRESETS, describe
 from .run import RunFolder, split, to_json, train
 from .training import MODES, Record
 
@@ -114,6 +115,8 @@ def _load(data: str, data_dir: str | None) -> Dataset:
 def _train(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     out, given = _Output(args), _given(args)
     if args.resume is not None:
+        if args.preset is not None:
+            parser.error("--preset cannot go with --resume: a run has its own configuration")
         folder = RunFolder.open(args.resume)
         _refuse_contradictions(folder, given, parser)
         config = folder.config
@@ -123,11 +126,11 @@ def _train(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             folder.extend(given["epochs"])
     else:
         try:
-            config = TrainConfig(**given)
+            config = PRESETS[args.preset](**given) if args.preset else TrainConfig(**given)
         except (TypeError, ValueError) as error:
             parser.error(str(error))
         dataset = _load(config.data, config.data_dir)
-        path = args.run_dir or _new_run_path(dataset.name)
+        path = args.run_dir or _new_run_path("-".join(filter(None, (dataset.name, args.preset))))
         folder = _create(path, config, dataset)
     args.interrupted = f"continue with: python -m ffkernels train --resume {folder.path}"
     return _run(folder, dataset, out, show_bar=not (args.no_progress or args.quiet) and sys.stderr.isatty())
@@ -157,8 +160,8 @@ def _set_up(threads: int | None, backend: str | None) -> None:
         backends.use_backend(backend)
 
 
-def _new_run_path(data: str) -> Path:
-    stem = Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{data}"
+def _new_run_path(name: str) -> Path:
+    stem = Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
     path, n = stem, 1
     while path.exists():
         n += 1
@@ -256,6 +259,12 @@ def _write_labels(path: Path, labels: torch.Tensor) -> None:
 # the parser
 
 
+class _ListPresets(argparse.Action):
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        print(describe())
+        raise SystemExit(0)
+
+
 def _threshold(text: str) -> float | str:
     return text if text == "width" else float(text)
 
@@ -272,6 +281,7 @@ def _add_train(commands: Any) -> argparse.ArgumentParser:
         "and pictures; a run that was stopped, in whatever way, goes on with --resume.",
         epilog="examples:\n"
         "  python -m ffkernels train                          scikit-learn's digits, in seconds\n"
+        "  python -m ffkernels train --preset hinton --seed 1\n"
         "  python -m ffkernels train --data mnist --hidden 1000 1000 --epochs 20 --run-dir runs/wide\n"
         "  python -m ffkernels train --data mnist --data-dir fashion-mnist/   any data in MNIST's idx format\n"
         "  python -m ffkernels train --resume runs/wide       go on where it stopped\n",
@@ -286,6 +296,12 @@ def _add_train(commands: Any) -> argparse.ArgumentParser:
             default = " ".join(map(str, default))
         # no default here: what was not given is TrainConfig's or, with --resume, the run's to say
         group.add_argument(name, default=argparse.SUPPRESS, help=f"{text} (default: {default})", **options)
+
+    g = p.add_argument_group("preset", "a run with a name; every flag below overrides its field of the preset")
+    g.add_argument("--preset", choices=PRESETS, help="take these settings for what no flag gives")
+    g.add_argument(
+        "--list-presets", action=_ListPresets, nargs=0, help="show the presets and their settings, then exit"
+    )
 
     g = p.add_argument_group("data")
     flag(g, "--data", "digits: 1,797 images of 8 x 8, nothing to download; mnist: 70,000 of 28 x 28", choices=DATA)

@@ -18,6 +18,7 @@ import ffkernels as ff
 from ffkernels import cli, training
 from ffkernels.config import TrainConfig
 from ffkernels.data import load_mnist
+from ffkernels.presets import PRESETS
 
 
 @pytest.fixture(autouse=True)
@@ -249,6 +250,27 @@ def test_flags_reach_the_config(data_dir, tmp_path, monkeypatch):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_the_flags_that_the_list_shows(name, data_dir, tmp_path, monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(cli, "_load", lambda *args: load_mnist(data_dir))
+    monkeypatch.setattr(cli, "_create", lambda path, config, dataset: seen.append((str(path), config)) or sys.exit(9))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["train", "--list-presets"])
+    assert ended.value.code == 0
+    (shown,) = re.findall(rf"(?:^|\n){name}\n(.*?)(?:\n\n(?=\S)|\n$)", capsys.readouterr().out, re.DOTALL)
+    flags = shown[shown.index("  --") :].split()
+    for arguments in (["--preset", name], flags, ["--preset", name, "--seed", "7", "--hidden", "3"]):
+        with pytest.raises(SystemExit):
+            cli.main(["train", *arguments])
+    (path, preset), (_, same), (_, changed) = seen
+    assert path.endswith(f"-tiny-{name}")
+    assert dataclasses.asdict(preset) == dataclasses.asdict(same)
+    assert type(preset) is PRESETS[name]
+    assert dataclasses.asdict(changed) == {**dataclasses.asdict(preset), "seed": 7, "hidden": (3,)}
+    assert dataclasses.asdict(preset.resolved()) == dataclasses.asdict(same.resolved())
+
+
 def test_config_builds_what_it_says():
     config = TrainConfig(hidden=(6, 5), threshold=2.0, temperature=3.0, label_strength=4.0, optimizer="sgd", seed=5)
     before = torch.random.get_rng_state()
@@ -293,6 +315,8 @@ USAGE = {
     "--backend tpu": "invalid choice: 'tpu'",
     "--device nowhere": "device must be a torch device like 'cpu' or 'cuda', got 'nowhere'",
     "--data digits --data-dir .": "data_dir is for data 'mnist'",
+    "--preset best": "invalid choice: 'best'",
+    "--preset hinton --resume x": "--preset cannot go with --resume",
     "--speed 3": "unrecognized arguments: --speed 3",
 }
 

@@ -1,0 +1,68 @@
+"""Presets: training runs with a name, each a TrainConfig with defaults of its own.
+
+``python -m ffkernels train --preset NAME`` runs one, any flag overrides its field, and ``--list-presets`` shows them
+all. A new preset is a subclass of TrainConfig with a docstring, and an entry in PRESETS.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import textwrap
+from dataclasses import dataclass
+from typing import Any
+
+from .config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Usual(TrainConfig):
+    """The widely copied program: 784-500-500, one layer after the other, Adam .03, the whole training set as one batch.
+
+    Mean of squares against a threshold of 2, inputs of length 1, 1,000 steps a layer on the first 50,000 images.
+    """
+
+    data: str = "mnist"
+    validation: int = 10_000
+    normalize: str = "l2"
+    goodness: str = "mean"
+    threshold: float | str = 2.0
+    temperature: float = 1.0
+    epochs: int | None = 1000
+    mode: str = "greedy"
+    batch_size: int | None = 50_000
+    lr: float | None = 0.03
+    lr_schedule: str = "constant"
+
+
+@dataclass(frozen=True)
+class Hinton(TrainConfig):
+    """Hinton's supervised network (2022, section 3.3) with three layers of 1,000 units."""
+
+    data: str = "mnist"
+    hidden: tuple[int, ...] = (1000, 1000, 1000)
+    epochs: int | None = 40
+    batch_size: int | None = 250
+
+
+PRESETS: dict[str, type[TrainConfig]] = {"usual": Usual, "hinton": Hinton}
+
+
+def differences(preset: type[TrainConfig]) -> dict[str, Any]:
+    """The fields in which a preset differs from TrainConfig, with its values."""
+    usual = {f.name: f.default for f in dataclasses.fields(TrainConfig)}
+    return {f.name: f.default for f in dataclasses.fields(preset) if f.default != usual[f.name]}
+
+
+def describe() -> str:
+    """What --list-presets prints: each preset's docstring, and its fields as the flags that would set them."""
+    parts = []
+    for name, preset in PRESETS.items():
+        flags = " ".join(f"--{field.replace('_', '-')} {_words(value)}" for field, value in differences(preset).items())
+        wrapped = textwrap.wrap(flags, 96, break_on_hyphens=False, break_long_words=False)
+        parts.append("\n  ".join([name, *filter(None, (inspect.getdoc(preset) or "").splitlines()), *wrapped]))
+    return "\n\n".join(parts)
+
+
+def _words(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
