@@ -1,6 +1,7 @@
 """Fused kernels for Forward-Forward training (Hinton 2022): forward, goodness and local update in one pass."""
 
 from .backends import current_backend, explain, info, use_backend
+from .hybrid import hybrid_images
 from .labels import overlay, wrong_labels
 from .loss import logistic_loss
 from .nn import FFLinear, FFNet, LayerStep, NetStep
@@ -40,6 +41,7 @@ __all__ = [
     "ff_network_step_",
     "ff_step_",
     "ff_update_",
+    "hybrid_images",
     "info",
     "logistic_loss",
     "overlay",
