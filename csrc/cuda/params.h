@@ -1,0 +1,178 @@
+// What the CUDA kernels are given: plain structs that the host fills and the device reads. Shared by host code, device
+// code and tests; nothing here needs the CUDA headers.
+//
+// There is one kernel, compiled once for each kind of arithmetic (Math). It runs the stages [stage_begin, stage_end) of
+// a network of `layers` layers; stage s is
+//     the forward tiles of layer s, where its `forward` is set, or the row terms of layer s, where its `coef` is given;
+//     the update tiles of layer s - 1, where its `update` is set,
+// with a barrier over the grid between two stages. So
+//     ff_forward, ff_label_forward     1 layer,  stages [0, 1): forward                    any launch
+//     ff_grad, ff_update_              1 layer,  stages [0, 2): coef and update            cooperative
+//     ff_step_, ff_label_step_         1 layer,  stages [0, 2): forward, loss and update   cooperative
+//     ff_network_step_                 L layers, stages [0, L + 1): the same               cooperative
+// A launch of more than one stage must be cooperative. Where that is not possible, one ordinary launch a stage, with
+// the same parameters but for stage_begin and stage_end, gives the same bits. Any grid gives the same bits.
+#pragma once
+
+#include <cstdint>
+
+namespace ffkernels::cuda {
+
+constexpr int kTile = 64;         // a tile of y is (64 rows m, 64 columns n), of a weight (64 rows n, 64 columns k)
+constexpr int kThreads = 128;     // a block
+constexpr int kPipeline = 3;      // loads in flight: stages of shared memory
+constexpr int kMaxLayers = 8;     // a launch; a deeper network takes several, each with the y before it as its x
+constexpr int kRowPad = 16;       // y between layers has a row stride that is a multiple of this many elements
+constexpr int kCandidateMax = 2;  // label arrays (positive and negative)
+
+// How products are made. The kernel of each is named in kernel_name().
+enum class Math : int32_t { bf16, fp16, f32, tf32, f32_bf16 };
+enum class Normalize : int32_t { none, l2, rms };
+enum class Activation : int32_t { relu, leaky_relu, gelu, silu, tanh };
+enum class OptimizerKind : int32_t { store, sgd, adam, adamw, hinton_sgd };  // store: write the gradient itself
+
+constexpr int kMathKinds = 5;
+
+// extern "C", void (Params): in csrc/cuda/stages_<math>.cu.
+constexpr const char* kernel_name(Math math) {
+  constexpr const char* names[kMathKinds] = {"ff_stages_bf16", "ff_stages_fp16", "ff_stages_f32", "ff_stages_tf32",
+                                             "ff_stages_f32_bf16"};
+  return names[static_cast<int>(math)];
+}
+
+constexpr int element_bytes(Math math) { return math == Math::bf16 || math == Math::fp16 ? 2 : 4; }
+
+// Dynamic shared memory of a block: per pipeline stage two operand tiles of 8 KiB and one vector of kTile floats (two
+// with fp16), then one word.
+constexpr int kTileBytes = 8192;
+constexpr int shared_bytes(Math math) {
+  return kPipeline * (2 * kTileBytes + kTile * 4 * (math == Math::fp16 ? 2 : 1)) + 16;
+}
+
+struct Matrix {  // elements of the layer's type
+  const void* data;
+  int64_t row_stride, col_stride;  // in elements
+};
+
+struct Vector {  // float32; null: not given
+  const float* data;
+  int64_t stride;
+};
+
+struct Optimizer {
+  OptimizerKind kind;
+  int32_t nesterov;
+  const float* lr_tensor;  // (); null: lr
+  float* step;             // (): read by the update, raised by 1 when the launch with the last stage ends
+  float* slot[2];          // (N, K) contiguous: momentum_buffer (may be null), or exp_avg and exp_avg_sq
+  float* bias_slot[2];     // (N,)
+  float lr, weight_decay;
+  float momentum, dampening;   // sgd, hinton_sgd
+  float beta1, beta2, eps;     // adam, adamw
+  float rest1, rest2;          // 1 - beta1, 1 - beta2, computed in double
+  float log_beta1, log_beta2;  // log(beta), computed in double; -infinity for beta = 0
+};
+
+// Labels written over x's first columns: each row of the first layer's x under `candidates` labels.
+struct Labels {
+  int32_t candidates;   // 1 without labels
+  int32_t num_classes;  // 0: no labels
+  int32_t separate;     // 1: results of one candidate together, row c * B + b, label[c][b * row_stride[c]];
+                        // 0: results of one row together, row b * candidates + c, label[0][b * row_stride[0] + c *
+                        // candidate_stride]
+  float strength;       // rounded to x's type
+  const int64_t* label[kCandidateMax];
+  int64_t row_stride[kCandidateMax], candidate_stride;
+};
+
+// One layer. M is Params::rows, B = M / candidates the rows of the first layer's x; K = depth, N = cols.
+struct Layer {
+  int32_t cols, depth;
+  Matrix x;          // (M, K); (B, K) in a labelled first layer
+  Matrix weight;     // (N, K); contiguous where the optimizer runs, which updates it in place
+  const void* bias;  // (N,), null: none; updated in place
+  int64_t bias_stride;
+  Vector x_sqnorm;  // (M,); where not given and needed it is computed. Layer l > 0: goodness of layer l - 1
+  Normalize normalize;
+  Activation activation;
+  float eps;
+
+  // forward
+  int32_t forward;
+  void* y;  // (M, N), rows y_stride apart
+  void* p;  // (M, N), likewise: y act'(z); null: not wanted
+  int64_t y_stride;
+  float* goodness;  // (M,) contiguous
+
+  // loss, where `loss` is given: it makes the update's coefficients
+  float* loss;                            // ()
+  Vector sign;                            // (M,); not given with labels: candidate 0 is positive and 1 negative
+  float threshold, temperature, divisor;  // divisor: E
+
+  // update
+  int32_t update;
+  int32_t splits;     // of the rows, each a work item; >= 1, and at most ceil(M / kTile)
+  Vector coef;        // (M,): c, where the loss does not make it
+  Matrix gradient_y;  // (M, N): y, or p for activations other than relu
+  Vector row_term;    // (M,): a
+  Vector col_term;    // (N,): d
+  void* grad_weight;  // (N, K) contiguous, of the layer's type, with OptimizerKind::store
+  void* grad_bias;    // (N,); null: none
+  Optimizer optimizer;
+
+  // peer normalisation in ff_network_step_ (instead of row_term and col_term); null: none
+  float* peer_mean;  // (N,), updated
+  float peer;        // lambda
+
+  // dropout of this layer's input (layer > 0): the forward of layer l - 1 writes `x` of this layer beside its own y, and
+  // its squared norms to `x_sqnorm`: both buffers of the launch's own
+  float dropout;        // p; 0: none
+  int32_t layer_index;  // in the network, for the random numbers
+};
+
+// Scratch memory. `words` must be zero before its first use and is left ready for the next launch; the rest may hold
+// anything. One launch at a time may use a workspace. Sizes: see below.
+struct Workspace {
+  uint32_t* words;      // word_count
+  float* partial;       // partial_count: goodness of a row over the columns of a tile
+  float* loss_partial;  // loss_partial_count
+  float* rows;          // row_vector_count
+  float* split;         // split_count
+  float* columns;       // column_count
+};
+
+struct Params {
+  int32_t layers, stage_begin, stage_end;
+  int32_t rows;  // M: rows of y; B * candidates with labels
+  Labels labels;
+  const int64_t* dropout_seed;  // (1,)
+  Workspace workspace;
+  Layer layer[kMaxLayers];
+};
+static_assert(sizeof(Params) <= 4096, "kernel arguments");
+
+constexpr int64_t tiles(int64_t n) { return (n + kTile - 1) / kTile; }
+
+// Work items of a stage, each for one block at a time: a grid larger than their number is waste.
+constexpr int64_t forward_items(int64_t base_rows, int64_t cols) { return tiles(base_rows) * tiles(cols); }
+constexpr int64_t update_items(int64_t cols, int64_t depth, int64_t splits) {
+  return tiles(cols) * tiles(depth) * splits;
+}
+
+// words: the barrier, the blocks that left, the row tiles done, one word a layer for the range of fp16, a counter for
+// each row tile, a counter for each weight tile.
+constexpr int kBarrierWord = 0, kLeftWord = 1, kDoneWord = 2, kRangeWords = 4, kRowWords = kRangeWords + kMaxLayers;
+constexpr int64_t word_count(int64_t base_rows, int64_t most_weight_tiles) {  // tiles(cols) * tiles(depth)
+  return kRowWords + tiles(base_rows) + most_weight_tiles;
+}
+constexpr int64_t partial_count(int64_t rows, int64_t widest) { return 2 * rows * tiles(widest); }
+constexpr int64_t loss_partial_count(int64_t base_rows) { return tiles(base_rows); }
+// For each parity of the layer's index kRowVectors vectors of M floats; then the computed x_sqnorm of the first layer.
+constexpr int kRowVectors = 4;
+constexpr int64_t row_vector_count(int64_t rows) { return (2 * kRowVectors + 1) * rows; }
+// The sums of a split weight tile and of its bias; only layers with splits > 1 count.
+constexpr int64_t split_count(int64_t most_update_items) { return most_update_items * (kTile * kTile + kTile); }
+// Column sums of positive rows by row tile and the column terms, for each parity; 0 without peers.
+constexpr int64_t column_count(int64_t rows, int64_t widest) { return 2 * (tiles(rows) + 1) * widest; }
+
+}  // namespace ffkernels::cuda
