@@ -124,8 +124,8 @@ struct Layer {
   float* peer_mean;  // (N,), updated
   float peer;        // lambda
 
-  // dropout of this layer's input (layer > 0): the forward of layer l - 1 writes `x` of this layer beside its own y, and
-  // its squared norms to `x_sqnorm`: both buffers of the launch's own
+  // dropout of this layer's input (layer > 0): the forward of layer l - 1 writes `x` of this layer beside its own y,
+  // and its squared norms to `x_sqnorm`: both buffers of the launch's own
   float dropout;        // p; 0: none
   int32_t layer_index;  // in the network, for the random numbers
 };

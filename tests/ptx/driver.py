@@ -56,12 +56,20 @@ class In:
 
 
 @dataclass
+class Struct:
+    """A struct passed by value: its bytes, and what its pointers point at by their offset in it."""
+
+    data: bytes
+    pointers: dict[int, torch.Tensor | In | Out]
+
+
+@dataclass
 class _Allocation:
     """One region of global memory: the tensors whose bytes overlap."""
 
     start: int
     end: int
-    views: list  # (tensor, is_out, is_in, argument index)
+    views: list  # (tensor, is_out, is_in, (argument index, offset in a struct))
     base: int = 0
 
 
@@ -128,9 +136,14 @@ def _pack(program: Program, args: list, addresses: dict) -> bytearray:
         if arg is None:
             raw = bytes(8)
         elif isinstance(arg, TensorMap):
-            raw = arg.encode(addresses[i])
+            raw = arg.encode(addresses[i, 0])
         elif isinstance(arg, torch.Tensor):
-            raw = addresses[i].to_bytes(8, "little")
+            raw = addresses[i, 0].to_bytes(8, "little")
+        elif isinstance(arg, Struct):
+            packed = bytearray(arg.data)
+            for at in arg.pointers:
+                packed[at : at + 8] = addresses[i, at].to_bytes(8, "little")
+            raw = bytes(packed)
         elif isinstance(arg, (bytes, bytearray)):
             raw = bytes(arg)
         elif var.type in ("f32", "f64") or (isinstance(arg, float) and type_size(var.type) >= 4 and var.count == 1):
@@ -184,6 +197,12 @@ def _check_limits(program: Program, ptx, grid, block, shared, cooperative, sms, 
     return resident
 
 
+def _argument_name(program: Program, args: list, i: int, at: int) -> str:
+    """A pointer's argument, and where in a struct it stands."""
+    inside = f"+{at}" if isinstance(args[i], Struct) else ""
+    return f"{i} ({program.params[i][0].name}{inside})"
+
+
 def _source(program: Program, pc: int) -> str:
     loc = program.locs[pc]
     if loc is None:
@@ -214,7 +233,7 @@ def run(
     ptx             text of a module
     grid, block     ints or tuples of up to three
     args            one a parameter: tensors (in place; Out, In and TensorMap say more about them), numbers, None
-    (null), bytes
+                    (null), bytes, Struct
     cooperative     all blocks run at once; they must fit on `sms` multiprocessors
     registers       a thread; asked from ptxas if it matters and is not given
     seed            other than 0: blocks start in another order
@@ -225,12 +244,13 @@ def run(
     resident = _check_limits(program, ptx, grid, block, shared, cooperative, sms, registers)
     tensors = []
     for i, arg in enumerate(args):
-        t = arg.tensor if isinstance(arg, (Out, In, TensorMap)) else arg
-        if isinstance(t, torch.Tensor):
-            if t.device.type != "cpu":
-                raise LaunchError(f"{kernel}: argument {i} is on {t.device}; the interpreter runs on CPU tensors")
-            is_out = isinstance(arg, Out) or (isinstance(arg, TensorMap) and arg.output)
-            tensors.append((t, is_out, isinstance(arg, In), i))
+        for at, part in arg.pointers.items() if isinstance(arg, Struct) else [(0, arg)]:
+            t = part.tensor if isinstance(part, (Out, In, TensorMap)) else part
+            if isinstance(t, torch.Tensor):
+                if t.device.type != "cpu":
+                    raise LaunchError(f"{kernel}: argument {i} is on {t.device}; the interpreter runs on CPU tensors")
+                is_out = isinstance(part, Out) or (isinstance(part, TensorMap) and part.output)
+                tensors.append((t, is_out, isinstance(part, In), (i, at)))
     allocations = _allocate(tensors, program.next_window)
     addresses = {i: a.base + t.data_ptr() - a.start for a in allocations for t, _, _, i in a.views}
     params = _pack(program, args, addresses)
@@ -268,8 +288,7 @@ def run(
         keep.append(data)
         region(v.base, data.ctypes.data, len(data), f"variable {v.var.name}", v.var.space, v.var.space == "global")
     for a in allocations:
-        indices = sorted(i for _, _, _, i in a.views)
-        names = " and ".join(f"{i} ({program.params[i][0].name})" for i in indices)
+        names = " and ".join(_argument_name(program, args, i, at) for i, at in sorted(i for _, _, _, i in a.views))
         read_only = all(is_in for _, _, is_in, _ in a.views)
         region(a.base, a.start, a.end - a.start, f"argument {names}", writable=not read_only, state=_state(a))
     if cooperative:

@@ -1,9 +1,11 @@
 """Arguments, limits of the target, and what errors say."""
 
+import struct
+
 import pytest
 import torch
 
-from . import In, LaunchError, Out, PtxFault, TensorMap, Unsupported, compile_cuda, run
+from . import In, LaunchError, Out, PtxFault, Struct, TensorMap, Unsupported, compile_cuda, run
 from .test_faults import kernel, launch
 
 
@@ -72,6 +74,29 @@ def test_tensor_map_faults():
             params=params,
         )
     assert caught.value.kind == "asynchronous operation not waited for"
+
+
+@pytest.mark.needs("nvcc")
+def test_pointers_in_a_struct():
+    source = """
+struct Part { const float* x; float scale; float* y; };
+extern "C" __global__ void k(const __grid_constant__ Part part) {
+  part.y[threadIdx.x] = part.scale * part.x[threadIdx.x];
+}"""
+    x, y = torch.randn(32), torch.zeros(32)
+
+    def go(out):
+        data = bytes(8) + struct.pack("<f", 3) + bytes(12)
+        return run(compile_cuda(source), "k", 1, 32, 0, [Struct(data, {0: In(x), 16: out})])
+
+    report = go(Out(y))
+    assert torch.equal(y, 3 * x)
+    assert {r.name for r in report.regions} == {"argument 0 (k_param_0+0)", "argument 0 (k_param_0+16)"}
+    with pytest.raises(PtxFault) as caught:
+        go(y[:31])
+    assert caught.value.kind == "out of range"
+    with pytest.raises(LaunchError, match="gives 23"):
+        run(compile_cuda(source), "k", 1, 32, 0, [Struct(bytes(23), {0: x})])
 
 
 # -- limits ----------------------------------------------------------------------------------------------------------
