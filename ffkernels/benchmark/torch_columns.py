@@ -113,12 +113,16 @@ class TorchColumn:
 
     def __init__(self, problem: Problem, dtype: torch.dtype = torch.float32) -> None:
         self.case, self.problem = problem.case, problem
-        self.x = problem.x.to(dtype)
+        self.inputs = [x.to(dtype) for x in problem.inputs]
         self.sign = problem.sign.to(dtype)
         self.weights = [w.to(dtype, copy=True) for w in problem.weights]
         self.biases = [b.to(dtype, copy=True) for b in problem.biases]
         self.forward: Callable[..., Any] = _forward
         self.label_goodness: Callable[..., Any] = _label_goodness
+
+    @property
+    def x(self) -> Tensor:
+        return self.inputs[self.problem.turn]
 
     def run(self) -> Result:
         """Compute the case once."""
@@ -132,7 +136,7 @@ class TorchColumn:
 
     def goodness_by_label(self) -> Tensor:  # (B, C)
         """One pass through the network for each label, as is usual."""
-        labels = torch.arange(CLASSES)[:, None].expand(-1, len(self.x))
+        labels = torch.arange(CLASSES, device=self.x.device)[:, None].expand(-1, len(self.x))
         return torch.stack([self.label_goodness(self.x, one, self.weights, self.biases) for one in labels], 1)
 
     def rows(self) -> tuple[Tensor, Tensor]:
