@@ -53,6 +53,7 @@ STABLE_TORCH_LIBRARY_IMPL(ffkernels, CPU, m) {
   m.impl("ff_forward.cpu", TORCH_BOX(&ffkernels::cpu::ff_forward));
   m.impl("ff_grad.cpu", TORCH_BOX(&ffkernels::cpu::ff_grad));
   m.impl("ff_update_.cpu", TORCH_BOX(&ffkernels::cpu::ff_update_));
+  m.impl("apply_gradient_.cpu", TORCH_BOX(&ffkernels::cpu::apply_gradient_));
   m.impl("ff_step_.cpu", TORCH_BOX(&ffkernels::cpu::ff_step_));
   m.impl("ff_network_step_.cpu", TORCH_BOX(&ffkernels::cpu::ff_network_step_));
   m.impl("ff_label_forward.cpu", TORCH_BOX(&ffkernels::cpu::ff_label_forward));

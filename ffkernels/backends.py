@@ -69,6 +69,7 @@ _CPU_OPS = (
     "ff_network_step_",
     "ff_label_forward",
     "ff_label_step_",
+    "apply_gradient_",
 )
 for _op in _CPU_OPS:
     register("cpu", _op, devices=("cpu",), dtypes=(torch.float32, torch.bfloat16))

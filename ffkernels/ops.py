@@ -274,6 +274,63 @@ def ff_update_(
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# apply_gradient_
+
+
+def _enter_apply_gradient_(weight, bias, state, optimizer, lr, hyper, grad_weight, grad_bias):
+    _check_targets(weight, bias, state, optimizer, lr, grad_weight, grad_bias)
+
+
+_define(
+    "apply_gradient_",
+    f"(Tensor(a!) weight, Tensor(b!)? bias, Tensor(c!)[] state, {_OPTIMIZER_SCHEMA}, Tensor grad_weight, "
+    "Tensor? grad_bias) -> ()",
+    _fake_update_,
+    _enter_apply_gradient_,
+)
+
+
+def apply_gradient_(
+    grad_weight: Tensor,  # (N, K)
+    grad_bias: Tensor | None,  # (N,)
+    weight: Tensor,  # (N, K), updated
+    bias: Tensor | None,  # (N,), updated
+    state: Mapping[str, Tensor],  # updated
+    optimizer: Optimizer,
+) -> None:
+    """The optimizer's step from a gradient that is already there, in one pass over memory: ff_update_ without ff_grad.
+
+    For gradients that are summed over micro-batches or processes before they are used (`ffkernels.distributed`).
+
+    Args:
+        grad_weight, grad_bias: contiguous, in the accumulation dtype whatever the weight's dtype is.
+        The others as for ff_update_.
+    """
+    checks.matrix("weight", weight)
+    if weight.dtype not in checks.DTYPES or 0 in weight.shape:
+        allowed = [str(d) for d in checks.DTYPES]
+        raise ValueError(f"weight must be (N, K) with N, K >= 1 of {allowed}, got {tuple(weight.shape)} {weight.dtype}")
+    (n, k), acc = weight.shape, state_dtype(weight.dtype)
+    checks.like("grad_weight", grad_weight, (n, k), "(N, K)", acc, weight.device)
+    if bias is not None:
+        checks.like("bias", bias, (n,), "(N,)", weight.dtype, weight.device)
+    if (bias is None) != (grad_bias is None):
+        raise ValueError(f"grad_bias must be given with a bias and only then, got {type(grad_bias).__name__}")
+    if grad_bias is not None:
+        checks.like("grad_bias", grad_bias, (n,), "(N,)", acc, weight.device)
+    if torch.is_grad_enabled():
+        checks.no_grad("apply_gradient_", weight=weight, bias=bias, grad_weight=grad_weight, grad_bias=grad_bias)
+    for name, t in (("grad_weight", grad_weight), ("grad_bias", grad_bias)):
+        if t is not None and not t.is_contiguous():
+            raise ValueError(f"{name} must be contiguous, got strides {t.stride()}")
+    tensors = checks.flat_state("apply_gradient_", optimizer, state, weight, bias)
+    _call(
+        "apply_gradient_", weight, bias, tensors, optimizer.kind, _lr_tensor(optimizer), optimizer.hyper, grad_weight,
+        grad_bias,
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # ff_step_
 
 

@@ -273,6 +273,21 @@ def ff_update_(
     )
 
 
+def apply_gradient_(
+    weight: Tensor,  # (N, K), in place
+    bias: Tensor | None,  # (N,), in place
+    state: list[Tensor],  # in place
+    optimizer: str,
+    lr: Tensor | None,
+    hyper: list[float],
+    grad_weight: Tensor,  # (N, K) acc
+    grad_bias: Tensor | None,  # (N,) acc
+) -> None:
+    params = [weight] if bias is None else [weight, bias]
+    grads = [grad_weight] if grad_bias is None else [grad_weight, grad_bias]
+    _write(_optimized(params, grads, state, optimizer, lr, hyper))
+
+
 def _step(
     x, sign, weight, bias, state, optimizer, lr, hyper, threshold, temperature, goodness, x_sqnorm, normalize, eps,
     activation, row_term, col_term, precision,

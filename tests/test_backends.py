@@ -140,7 +140,8 @@ def test_the_backend_that_explain_names_is_the_one_that_runs(setting):
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_info_is_true_under_every_setting(setting):
     with ff.use_backend("auto"):
-        auto = {op: backends._select(op, "cpu", torch.float32)[0] for op in cases.OPS}
+        registered = (*cases.OPS, "apply_gradient_")
+        auto = {op: backends._select(op, "cpu", torch.float32)[0] for op in registered}
     with ff.use_backend(setting):
         info = ff.info()
     assert json.loads(json.dumps(info)) == info
@@ -151,7 +152,7 @@ def test_info_is_true_under_every_setting(setting):
     assert info["auto"]["cpu"] == auto  # whatever the setting is
     for name, entry in info["backends"].items():
         assert entry["available"] == (entry["reason"] is None) == (backends.unavailable(name) is None)
-        assert entry["ops"] == [op for op in sorted(cases.OPS) if (op, name) in backends._KERNELS]
+        assert entry["ops"] == [op for op in sorted(registered) if (op, name) in backends._KERNELS]
 
 
 def test_an_import_loads_neither_triton_nor_the_extension():

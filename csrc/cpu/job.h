@@ -79,6 +79,8 @@ struct Job {
   void* new_weight = nullptr;  // = weight.data, contiguous, where the optimizer runs
   void* new_bias = nullptr;
   OptimizerStep optimizer;
+  const float* given_weight = nullptr;  // (cols, depth): a gradient from elsewhere, with rows = 0
+  const float* given_bias = nullptr;    // (cols,)
 };
 
 // Asks for large pages under memory that is about to be written for the first time: fewer page faults. Only advice.

@@ -32,6 +32,10 @@ void ff_update_(const Tensor& x, const Tensor& y, const Tensor& coef, const Tens
                 double eps, const std::string& activation, const OptionalTensor& row_term,
                 const OptionalTensor& col_term, const std::string& precision);
 
+void apply_gradient_(const Tensor& weight, const OptionalTensor& bias, const Tensors& state,
+                     const std::string& optimizer, const OptionalTensor& lr, const std::vector<double>& hyper,
+                     const Tensor& grad_weight, const OptionalTensor& grad_bias);
+
 std::tuple<Tensor, Tensor, Tensor> ff_step_(const Tensor& x, const Tensor& sign, const Tensor& weight,
                                             const OptionalTensor& bias, const Tensors& state,
                                             const std::string& optimizer, const OptionalTensor& lr,

@@ -28,7 +28,8 @@ template <typename Core, typename T>
 class Layer {
  public:
   Layer(const Job& job, int64_t threads) : job_(job), labels_(job.labels), all_rows_(job.rows * job.labels.candidates) {
-    const double work = 2.0 * static_cast<double>(all_rows_) * job.cols * job.depth;
+    // a given gradient: the optimizer alone, which moves memory for as long as products of some rows take
+    const double work = 2.0 * static_cast<double>(job.given_weight ? kStripRows : all_rows_) * job.cols * job.depth;
     threads_ = larger<int64_t>(1, smaller<int64_t>(threads, static_cast<int64_t>(work / Core::kThreadWork)));
     depth_ = round_up(job.depth, Core::kDepthUnit);
     block_rows_ = round_up(larger<int64_t>(1, smaller(kBlockRows, job.rows)), kStrip);
@@ -530,7 +531,7 @@ class Layer {
     const int64_t first = index * grad_block_, cols = smaller(grad_block_, job_.cols - first);
     const int64_t stride = grad_blocks_ * grad_block_;
     if (first_block_) {
-      for (int64_t n = 0; n < cols; ++n) grad_bias_[first + n] = 0.f;
+      for (int64_t n = 0; n < cols; ++n) grad_bias_[first + n] = job_.given_bias ? job_.given_bias[first + n] : 0.f;
       for (int64_t c = 0; c < labels_.num_classes; ++c) {
         for (int64_t n = 0; n < cols; ++n) grad_labels_[c * stride + first + n] = 0.f;
       }
@@ -546,7 +547,7 @@ class Layer {
     const int64_t rows = round_up(rows_, Core::kDepthUnit);
     for (int64_t k0 = 0; k0 < job_.depth; k0 += grad_depth_) {
       const int64_t depth = smaller(grad_depth_, job_.depth - k0);
-      for (int64_t i = 0; rows == 0 && i < grad_block_ * grad_depth_; ++i) own.grad[i] = 0.f;
+      if (rows == 0) start_gradient(first, cols, k0, depth, own.grad);
       for (int64_t m = 0; m < rows; m += Core::kChunk) {
         const int64_t chunk = smaller(Core::kChunk, rows - m);
         for (int64_t k = 0; k < depth; k += Core::kCols) {
@@ -567,6 +568,14 @@ class Layer {
       } else {
         for (int64_t n = 0; n < cols; ++n) set(static_cast<T*>(job_.grad_bias) + first + n, grad_bias_[first + n]);
       }
+    }
+  }
+
+  // dW where no row gives any: the one that was given, or none.
+  void start_gradient(int64_t first, int64_t cols, int64_t k0, int64_t depth, float* grad) const {
+    for (int64_t n = 0; n < cols; ++n) {
+      const float* from = job_.given_weight ? job_.given_weight + (first + n) * job_.depth + k0 : nullptr;
+      for (int64_t k = 0; k < depth; ++k) grad[n * grad_depth_ + k] = from ? from[k] : 0.f;
     }
   }
 

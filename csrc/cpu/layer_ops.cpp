@@ -253,6 +253,38 @@ void ff_update_(const Tensor& x, const Tensor& y, const Tensor& coef, const Tens
   *step += 1.f;
 }
 
+void apply_gradient_(const Tensor& weight, const OptionalTensor& bias, const Tensors& state,
+                     const std::string& optimizer, const OptionalTensor& lr, const std::vector<double>& hyper,
+                     const Tensor& grad_weight, const OptionalTensor& grad_bias) {
+  Job job;
+  Spans spans;
+  job.type = type_of(weight);
+  job.weight = matrix_argument(weight, "weight", job.type);
+  job.cols = weight.size(0);
+  job.depth = weight.size(1);
+  STD_TORCH_CHECK(job.depth > 0 && job.cols > 0, "weight: must not be empty");
+  STD_TORCH_CHECK(bias.has_value() == grad_bias.has_value(), "grad_bias: must be given with a bias and only then");
+  job.gradient = true;
+  job.given_weight = static_cast<const float*>(checked_data(grad_weight, "grad_weight", 2, ScalarType::Float));
+  check_size(grad_weight, "grad_weight", 0, job.cols);
+  check_size(grad_weight, "grad_weight", 1, job.depth);
+  STD_TORCH_CHECK(grad_weight.is_contiguous(), "grad_weight: must be contiguous");
+  spans.input(grad_weight);
+  if (bias) {
+    const Floats given = floats_argument(grad_bias, "grad_bias", job.cols);
+    STD_TORCH_CHECK(grad_bias->is_contiguous(), "grad_bias: must be contiguous");
+    job.bias = checked_data(*bias, "bias", 1, dtype_of(job.type));
+    job.given_bias = given.data;
+    spans.input(*grad_bias);
+  }
+  check_hyper(hyper, 1);
+  float* step = set_optimizer(job, spans, weight, bias, state.data(), static_cast<int64_t>(state.size()), optimizer,
+                              pointer_to(lr), hyper.data());
+  spans.check();
+  run(job, "highest");
+  *step += 1.f;
+}
+
 std::tuple<Tensor, Tensor, Tensor> ff_step_(const Tensor& x, const Tensor& sign, const Tensor& weight,
                                             const OptionalTensor& bias, const Tensors& state,
                                             const std::string& optimizer, const OptionalTensor& lr,
