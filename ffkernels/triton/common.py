@@ -1,0 +1,130 @@
+"""What the kernels share: tiles of matrices, products in each precision, row scales, activations, the loss."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def tile_place(
+    pid,
+    rows,  # of tiles
+    cols,
+    GROUP: tl.constexpr,
+):
+    """Row and column of the pid-th tile: GROUP rows of tiles are run through column by column (see tiles.group_rows)."""
+    in_group = GROUP * cols
+    first = pid // in_group * GROUP
+    height = tl.minimum(rows - first, GROUP)
+    return first + pid % in_group % height, pid % in_group // height
+
+
+@triton.jit
+def load_tile(
+    source,  # pointer to (height, width), or its tensor descriptor
+    row,
+    col,
+    height,
+    width,
+    stride,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    UNIT: tl.constexpr,  # divides stride and width, in elements; 0: by descriptor
+):
+    """Tile (ROWS, COLS) at (row, col), with 0 beyond the matrix."""
+    if UNIT == 0:
+        tile = source.load([row, col])
+    else:
+        r, c = tl.arange(0, ROWS), tl.arange(0, COLS)
+        stride, width = tl.multiple_of(stride, UNIT), tl.multiple_of(width, UNIT)
+        place = source + row.to(tl.int64) * stride + col + r[:, None] * stride + c[None, :]
+        tile = tl.load(place, mask=(row + r < height)[:, None] & (col + c < width)[None, :], other=0.0)
+    return tile
+
+
+@triton.jit
+def load_again(source, row, col, height, width, stride, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """`load_tile` by pointers, straight to registers, for a tile that a product reads as well.
+
+    With wgmma such a tile must not be loaded once for both uses: Triton 3.4 to 3.7 reuse its buffer when the other use
+    is done, while the product may still be reading it. (tests/triton has the proof; the cache modifier keeps the
+    compiler from making the two loads one again.)
+    """
+    r, c = tl.arange(0, ROWS), tl.arange(0, COLS)
+    place = source + row.to(tl.int64) * stride + col + r[:, None] * stride + c[None, :]
+    mask = (row + r < height)[:, None] & (col + c < width)[None, :]
+    return tl.load(place, mask=mask, other=0.0, cache_modifier=".ca")
+
+
+@triton.jit
+def multiply(a, b, acc, MODE: tl.constexpr):
+    """acc + a b in the way of tiles.operands: 16bit, tf32, medium or exact."""
+    if MODE == "medium":
+        acc = tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16), acc)
+    elif MODE == "exact":
+        acc = tl.dot(a, b, acc, input_precision="ieee")
+    else:
+        acc = tl.dot(a, b, acc, input_precision="tf32")
+    return acc
+
+
+@triton.jit
+def sum_parts(
+    parts,  # (count, size)
+    count,
+    size,
+    at,  # offsets in [0, size)
+    mask,
+    COUNT: tl.constexpr,  # power of two >= count
+):
+    """Elements of the sum over the first dimension, always added in the same order."""
+    if COUNT == 1:
+        total = tl.load(parts + at, mask=mask, other=0.0)
+    else:
+        part = tl.arange(0, COUNT)
+        place = parts + part[:, None].to(tl.int64) * size + at[None, :]
+        total = tl.sum(tl.load(place, mask=(part < count)[:, None] & mask[None, :], other=0.0), 0)
+    return total
+
+
+@triton.jit
+def row_scale(q, eps, inv_width, NORMALIZE: tl.constexpr):
+    """r = 1 / (sqrt(q / D) + eps), D = 1 ("l2") or K ("rms")."""
+    if NORMALIZE == "rms":
+        q = q * inv_width
+    return 1.0 / (tl.sqrt_rn(q) + eps)
+
+
+@triton.jit
+def activate(z, ACTIVATION: tl.constexpr):
+    """act(z) and act'(z). NaN stays NaN."""
+    if ACTIVATION == "relu":
+        y = tl.where(z < 0.0, 0.0, z)
+        slope = tl.where(z > 0.0, 1.0, 0.0)
+    elif ACTIVATION == "leaky_relu":
+        y = tl.where(z > 0.0, z, 0.01 * z)
+        slope = tl.where(z > 0.0, 1.0, 0.01)
+    elif ACTIVATION == "gelu":
+        cdf = 0.5 * (1.0 + tl.erf(z * 0.7071067811865476))
+        y = z * cdf
+        slope = cdf + z * tl.exp(-0.5 * z * z) * 0.3989422804014327
+    elif ACTIVATION == "silu":
+        s = tl.sigmoid(z)
+        y = z * s
+        slope = s * (1.0 + z * (1.0 - s))
+    else:
+        tl.static_assert(ACTIVATION == "tanh")
+        y = 2.0 * tl.sigmoid(2.0 * z) - 1.0
+        slope = 1.0 - y * y
+    return y, slope
+
+
+@triton.jit
+def logistic(goodness, sign, inv_divisor, threshold, temperature):
+    """Each row's T softplus(-s (G / E - theta) / T), and sigmoid(-s (G / E - theta) / T)."""
+    v = -sign * (goodness * inv_divisor - threshold)
+    u = v / temperature
+    e = tl.exp(-tl.abs(u))
+    w = 1.0 + e
+    log1p = tl.where(w == 1.0, e, tl.log(w) * (e / (w - 1.0)))  # exact where 1 + e is not
+    slope = tl.where(u < 0.0, e, 1.0) / w
+    return tl.where(v < 0.0, 0.0, v) + temperature * log1p, slope

@@ -1,0 +1,81 @@
+"""Forward kernel: y = act(r x W^T + b) and the sums of y's squares, one launch."""
+
+import triton
+import triton.language as tl
+
+from .common import activate, load_again, load_tile, multiply, row_scale, sum_parts, tile_place
+
+
+@triton.jit
+def forward_kernel(
+    x,  # (M, K), or its descriptor
+    x_again,  # (M, K): where the row norms are computed from a load of their own; or None
+    weight,  # (N, K), or its descriptor
+    bias,  # (N,), or None
+    sqnorm,  # (parts, M): added up, the rows' squared norms; None computes them
+    y,  # (M, N), written
+    p,  # (M, N), written, or None
+    goodness,  # (tiles of N, M), written: each tile's sums of y's squares
+    sqnorm_out,  # (M,), written, or None
+    step,  # (), 1 is added; or None
+    M,
+    K,
+    N,
+    x_stride,
+    w_stride,
+    y_stride,
+    parts,
+    eps,
+    inv_width,
+    NORMALIZE: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    MODE: tl.constexpr,
+    PARTS: tl.constexpr,
+    X_UNIT: tl.constexpr,
+    W_UNIT: tl.constexpr,
+    Y_UNIT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    tile_m, tile_n = tile_place(pid, tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP)
+    row, col = tile_m * BLOCK_M, tile_n * BLOCK_N
+    OWN_NORM: tl.constexpr = sqnorm is None and NORMALIZE != "none"
+
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    squares = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
+    for k in range(0, K, BLOCK_K):
+        a = load_tile(x, row, k, M, K, x_stride, BLOCK_M, BLOCK_K, X_UNIT)
+        b = load_tile(weight, col, k, N, K, w_stride, BLOCK_N, BLOCK_K, W_UNIT)
+        acc = multiply(a, b.T, acc, MODE)
+        if OWN_NORM:
+            if x_again is not None:
+                a = load_again(x_again, row, k, M, K, x_stride, BLOCK_M, BLOCK_K)
+            wide = a.to(tl.float32)
+            squares += wide * wide
+
+    m, n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    in_m, in_n = row + m < M, col + n < N
+    if NORMALIZE != "none":
+        if OWN_NORM:
+            q = tl.sum(squares, 1)
+            if sqnorm_out is not None and tile_n == 0:
+                tl.store(sqnorm_out + row + m, q, mask=in_m)
+        else:
+            q = sum_parts(sqnorm, parts, M, row + m, in_m, PARTS)
+        acc = acc * row_scale(q, eps, inv_width, NORMALIZE)[:, None]
+    if bias is not None:
+        acc += tl.load(bias + col + n, mask=in_n, other=0.0).to(tl.float32)[None, :]
+    result, slope = activate(acc, ACTIVATION)
+    y_stride, N = tl.multiple_of(y_stride, Y_UNIT), tl.multiple_of(N, Y_UNIT)
+    place = row.to(tl.int64) * y_stride + col + m[:, None] * y_stride + n[None, :]
+    inside = in_m[:, None] & (col + n < N)[None, :]
+    tl.store(y + place, result.to(y.dtype.element_ty), mask=inside)
+    if p is not None:
+        tl.store(p + place, (result * slope).to(p.dtype.element_ty), mask=inside)
+    total = tl.sum(tl.where(in_n[None, :], result * result, 0.0), 1)
+    tl.store(goodness + tile_n.to(tl.int64) * M + row + m, total, mask=in_m)
+    if step is not None and pid == 0:
+        tl.store(step, tl.load(step) + 1.0)
