@@ -16,6 +16,12 @@
 
 #include <cstdint>
 
+#ifdef __CUDACC__
+#define FFKERNELS_EVERYWHERE __host__ __device__
+#else
+#define FFKERNELS_EVERYWHERE
+#endif
+
 namespace ffkernels::cuda {
 
 constexpr int kTile = 64;         // a tile of y is (64 rows m, 64 columns n), of a weight (64 rows n, 64 columns k)
@@ -40,12 +46,12 @@ constexpr const char* kernel_name(Math math) {
   return names[static_cast<int>(math)];
 }
 
-constexpr int element_bytes(Math math) { return math == Math::bf16 || math == Math::fp16 ? 2 : 4; }
+FFKERNELS_EVERYWHERE constexpr int element_bytes(Math math) { return math == Math::bf16 || math == Math::fp16 ? 2 : 4; }
 
 // Dynamic shared memory of a block: per pipeline stage two operand tiles of 8 KiB and one vector of kTile floats (two
 // with fp16), then one word.
 constexpr int kTileBytes = 8192;
-constexpr int shared_bytes(Math math) {
+FFKERNELS_EVERYWHERE constexpr int shared_bytes(Math math) {
   return kPipeline * (2 * kTileBytes + kTile * 4 * (math == Math::fp16 ? 2 : 1)) + 16;
 }
 
@@ -151,11 +157,13 @@ struct Params {
 };
 static_assert(sizeof(Params) <= 4096, "kernel arguments");
 
-constexpr int64_t tiles(int64_t n) { return (n + kTile - 1) / kTile; }
+FFKERNELS_EVERYWHERE constexpr int64_t tiles(int64_t n) { return (n + kTile - 1) / kTile; }
 
 // Work items of a stage, each for one block at a time: a grid larger than their number is waste.
-constexpr int64_t forward_items(int64_t base_rows, int64_t cols) { return tiles(base_rows) * tiles(cols); }
-constexpr int64_t update_items(int64_t cols, int64_t depth, int64_t splits) {
+FFKERNELS_EVERYWHERE constexpr int64_t forward_items(int64_t base_rows, int64_t cols) {
+  return tiles(base_rows) * tiles(cols);
+}
+FFKERNELS_EVERYWHERE constexpr int64_t update_items(int64_t cols, int64_t depth, int64_t splits) {
   return tiles(cols) * tiles(depth) * splits;
 }
 

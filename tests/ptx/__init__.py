@@ -8,7 +8,6 @@ from .tensormap import TensorMap
 from .triton_kernels import TritonKernel, compile_triton, run_compiled, run_triton, triton_launches
 
 __all__ = [
-    "In", "LaunchError", "Out", "PtxFault", "Report", "Struct", "TensorMap", "TritonKernel", "Unsupported", "compile_cuda",
-    "compile_triton", "kernels",
-    "run", "run_compiled", "run_triton", "triton_launches",
+    "In", "LaunchError", "Out", "PtxFault", "Report", "Struct", "TensorMap", "TritonKernel", "Unsupported",
+    "compile_cuda", "compile_triton", "kernels", "run", "run_compiled", "run_triton", "triton_launches",
 ]  # fmt: skip

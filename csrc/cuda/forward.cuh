@@ -1,0 +1,144 @@
+// A tile of a layer's forward pass: y = act(r x W^T + b) for (64, 64) of (M, N), and its share of the goodness.
+#pragma once
+
+#include "cuda/rows.cuh"
+
+namespace ffkernels::cuda {
+
+// Writes the columns of the labels into a slab of x: 0, or (with `hot`) `strength` at the row's label.
+template <int chunks, typename T>
+__device__ inline void overlay(unsigned char* tile, int tile_rows, int tile_cols, int first_row, int first_col,
+                               int rows, const Labels& labels, bool hot) {
+  const int width = min(tile_cols, labels.num_classes - first_col), base = rows / labels.candidates;
+  for (int i = threadIdx.x; i < tile_rows * width; i += kThreads) {
+    const int row = i / width, col = i % width, m = first_row + row;
+    float value = 0.f;
+    if (hot && m < rows) {
+      const int label = label_of(labels, m % base, m / base);
+      if (first_col + col == label) value = labels.strength;
+    }
+    const uint32_t byte = col * sizeof(T);
+    *reinterpret_cast<T*>(tile + place<chunks>(row, byte / 16) + byte % 16) = from_float<T>(value);
+  }
+  __syncthreads();
+}
+
+template <Math math>
+__device__ inline void forward_tile(const Params& params, int index, int item, unsigned char* shared, uint32_t* flag) {
+  using T = Element<math>;
+  const Layer& layer = params.layer[index];
+  const int col_tiles = tiles(layer.cols), row_tile = item / col_tiles, col_tile = item % col_tiles;
+  const int first_row = row_tile * kTile, first_col = col_tile * kTile;
+  const int candidates = candidates_of(params, index), rows = params.rows / candidates;
+  const bool with_labels = labelled(params, index);
+  const bool sums_squares = layer.normalize != Normalize::none && !layer.x_sqnorm.data;
+
+  float sums[kSums] = {}, squares[4] = {};
+  {
+    const Operand<T> x = operand<T>(layer.x, rows, layer.depth), w = operand<T>(layer.weight, layer.cols, layer.depth);
+    const uint32_t slabs = shared_address(shared);
+    pipeline((layer.depth + kSlab<math> - 1) / kSlab<math>,
+             [&](int slot, int step) {
+               load_tile<kAlongChunks>(slabs + slot * 2 * kTileBytes, x, first_row, step * kSlab<math>);
+               load_tile<kAlongChunks>(slabs + (slot * 2 + 1) * kTileBytes, w, first_col, step * kSlab<math>);
+             },
+             [&](int slot, int step) {
+               const uint32_t tile = slabs + slot * 2 * kTileBytes;
+               if (with_labels && step * kSlab<math> < params.labels.num_classes) {
+                 overlay<kAlongChunks, T>(shared + slot * 2 * kTileBytes, kTile, kSlab<math>, first_row,
+                                          step * kSlab<math>, rows, params.labels, false);
+               }
+               if (sums_squares) {  // before x is rounded for the product
+                 const int chunk = threadIdx.x % kAlongChunks, row = threadIdx.x / kAlongChunks;
+#pragma unroll
+                 for (int i = 0; i < 4; ++i) {
+                   float v[16 / sizeof(T)];
+                   chunk_values<T>(load_shared16(tile + place<kAlongChunks>(row + 16 * i, chunk)), v);
+#pragma unroll
+                   for (float value : v) squares[i] = fmaf(value, value, squares[i]);
+                 }
+               }
+               forward_slab<math>(sums, tile, tile + kTileBytes);
+             });
+  }
+
+  float* stage = reinterpret_cast<float*>(shared);
+  float* norm = reinterpret_cast<float*>(shared + kStageBytes);  // r of the tile's rows
+  float* scratch = norm + kTile;
+  stage_sums<math, false>(stage, sums);
+  if (sums_squares) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float q = lanes_sum<kAlongChunks>(squares[i]);
+      const int row = threadIdx.x / kAlongChunks + 16 * i;
+      if (threadIdx.x % kAlongChunks == 0) {
+        norm[row] = q;
+        if (col_tile == 0 && first_row + row < rows) computed_sqnorm(params)[first_row + row] = q;
+      }
+    }
+  }
+  __syncthreads();
+  if (threadIdx.x < kTile) {
+    const int b = first_row + static_cast<int>(threadIdx.x);
+    float q = 0.f;
+    if (sums_squares) {
+      q = norm[threadIdx.x];
+      if (with_labels) q += params.labels.strength * params.labels.strength;
+    } else if (b < rows) {
+      q = row_sqnorm(params, index, b, b);
+    }
+    norm[threadIdx.x] = row_scale(layer, q);
+  }
+  __syncthreads();
+
+  const int four = threadIdx.x % 16, col = first_col + 4 * four, count = min(max(layer.cols - col, 0), 4);
+  const bool whole = count == 4 && aligned_for_four(layer.y, layer.y_stride, sizeof(T)) &&
+                     aligned_for_four(layer.p, layer.y_stride, sizeof(T));
+  float bias[4] = {};
+  if (layer.bias) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      if (j < count) bias[j] = to_float(static_cast<const T*>(layer.bias)[(col + j) * layer.bias_stride]);
+    }
+  }
+#pragma unroll 1
+  for (int row = threadIdx.x / 16; row < kTile; row += kEpilogueRows) {
+    const int b = first_row + row;
+    const float4 four_sums = staged_four(stage, row, four);
+    const float r = norm[row];
+#pragma unroll 1
+    for (int candidate = 0; candidate < candidates; ++candidate) {
+      const int m = candidates > 1 ? result_row(params.labels, rows, b, candidate) : b;
+      float z[4] = {four_sums.x, four_sums.y, four_sums.z, four_sums.w}, p[4], share = 0.f;
+      if (with_labels && b < rows) {
+        const T* column =
+            static_cast<const T*>(layer.weight.data) + label_of(params.labels, b, candidate) * layer.weight.col_stride;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          if (j < count) {
+            z[j] = fmaf(params.labels.strength, to_float(column[(col + j) * layer.weight.row_stride]), z[j]);
+          }
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const Activated act = activate(layer.activation, fmaf(r, z[j], bias[j]));
+        z[j] = act.y;
+        p[j] = act.y * act.slope;
+        if (j < count) share = fmaf(act.y, act.y, share);
+      }
+      if (b < rows) {
+        const int64_t to = m * layer.y_stride + col;
+        store_four(static_cast<T*>(layer.y) + to, z, count, whole);
+        if (layer.p) store_four(static_cast<T*>(layer.p) + to, p, count, whole);
+      }
+      share = lanes_sum<16>(share);
+      if (four == 0 && b < rows) params.workspace.partial[static_cast<int64_t>(col_tile) * params.rows + m] = share;
+    }
+  }
+  if (last_to_arrive(params.workspace.words + kRowWords + row_tile, col_tiles, flag)) {
+    finish_rows<math>(params, index, row_tile, scratch, flag);
+  }
+}
+
+}  // namespace ffkernels::cuda

@@ -1,0 +1,493 @@
+// The product of two tiles, used in both directions: a block of 4 warps makes a (64, 64) tile of
+//     forward   z (m, n)   = sum_k x[m, k] W[n, k]               both operands lie along k
+//     update    dW (n, k)  = sum_m (u_m y[m, n]) x[m, k]         both operands lie across m, and y is scaled on the way
+//
+// Operands go through shared memory in slabs of 128 bytes of the summed dimension (64 elements of 2 bytes, 32 of 4),
+// kPipeline slabs in flight. A slab is a row of 16-byte chunks for each row of the tile in memory; chunks change places
+// within their row so that neither ldmatrix nor 32-bit reads of columns meet in a bank.
+//
+// Products: mma.sync for bf16, fp16 and tf32; float32 tensors may be rounded to bf16 between shared memory and the
+// product; Math::f32 multiplies and adds in float32. A fragment's k slots may hold any 16 (8) different k as long as
+// both operands agree: for 4-byte elements slots are filled with k = t, t + 4, t + 8, t + 12 of lane t, which lie in
+// the same place of neighbouring chunks.
+#pragma once
+
+#include "cuda/values.cuh"
+
+namespace ffkernels::cuda {
+
+template <Math math>
+struct ElementOf {
+  using type = float;
+};
+template <>
+struct ElementOf<Math::bf16> {
+  using type = __nv_bfloat16;
+};
+template <>
+struct ElementOf<Math::fp16> {
+  using type = __half;
+};
+template <Math math>
+using Element = typename ElementOf<math>::type;
+
+template <Math math>
+constexpr int kSlab = 128 / element_bytes(math);  // elements of the summed dimension in flight together
+template <Math math>
+constexpr int kAcrossChunks = kTile * element_bytes(math) / 16;  // of a row of an operand that lies across m
+constexpr int kAlongChunks = 8;
+constexpr int kVectorBytes = kTile * 4;  // room for the rows' scales in a pipeline stage
+
+// Where 16-byte chunk `chunk` of row `row` stands, in bytes.
+template <int chunks>
+__device__ inline uint32_t place(int row, int chunk) {
+  return (row * chunks + (chunks == 8 ? chunk ^ (row & 7) : chunk ^ ((row & 3) << 1))) * 16;
+}
+
+// -- from global to shared memory
+
+template <typename T>
+struct Operand {
+  const T* data;
+  int64_t row_stride, col_stride;
+  int rows, cols;
+  int wrap;   // rows from here on are those from 0 on once more
+  int bytes;  // that one access may take: 16, 8, 4; 0: single elements
+};
+
+template <typename T>
+__device__ inline Operand<T> operand(const Matrix& m, int rows, int cols, int wrap = INT_MAX) {
+  Operand<T> o = {static_cast<const T*>(m.data), m.row_stride, m.col_stride, rows, cols, wrap, 0};
+  if (m.col_stride == 1) {
+    const uint64_t bits = reinterpret_cast<uintptr_t>(m.data) | static_cast<uint64_t>(m.row_stride * sizeof(T));
+    o.bytes = bits % 16 == 0 ? 16 : bits % 8 == 0 ? 8 : bits % 4 == 0 ? 4 : 0;
+  }
+  return o;
+}
+
+// A tile of kTileBytes with `chunks` chunks a row, `unit` bytes at a time; what lies outside the matrix becomes 0.
+template <int chunks, int unit, typename T>
+__device__ inline void load_units(uint32_t to, const Operand<T>& from, int first_row, int first_col) {
+  constexpr int kUnits = chunks * 16 / unit, kRows = kThreads / kUnits, kEach = unit / sizeof(T);
+  const int own = threadIdx.x % kUnits, col = first_col + own * kEach;
+  const int cols = min(max(from.cols - col, 0), kEach);
+#pragma unroll 4
+  for (int i = 0; i < kTileBytes / unit / kThreads; ++i) {
+    const int tile_row = threadIdx.x / kUnits + i * kRows, row = first_row + tile_row;
+    const int count = row < from.rows ? cols : 0, wrapped = row >= from.wrap ? row - from.wrap : row;
+    const T* data = from.data + (count > 0 ? wrapped * from.row_stride + col * from.col_stride : 0);
+    const uint32_t place_of_unit = to + place<chunks>(tile_row, own * unit / 16) + own * unit % 16;
+    if constexpr (unit == 16) {
+      copy16(place_of_unit, data, count * sizeof(T));
+    } else if constexpr (unit == 8) {
+      copy8(place_of_unit, data, count * sizeof(T));
+    } else if constexpr (unit == 4) {
+      copy4(place_of_unit, data, count * sizeof(T));
+    } else {
+      store_shared2(place_of_unit, count > 0 ? *reinterpret_cast<const uint16_t*>(data) : uint16_t{0});
+    }
+  }
+}
+
+template <int chunks, typename T>
+__device__ inline void load_tile(uint32_t to, const Operand<T>& from, int first_row, int first_col) {
+  if (from.bytes == 16) {
+    load_units<chunks, 16>(to, from, first_row, first_col);
+  } else if (from.bytes == 8) {
+    load_units<chunks, 8>(to, from, first_row, first_col);
+  } else if (sizeof(T) == 4 || from.bytes == 4) {
+    load_units<chunks, 4>(to, from, first_row, first_col);
+  } else if constexpr (sizeof(T) == 2) {
+    load_units<chunks, 2>(to, from, first_row, first_col);
+  }
+}
+
+// Runs compute(slot, step) for each step once load(slot, step) of it is there. Shared memory is free afterwards.
+template <typename Load, typename Compute>
+__device__ inline void pipeline(int steps, const Load& load, const Compute& compute) {
+  constexpr int kAhead = kPipeline - 1;
+  int slot = 1, free = 0;  // slot of step, and of step + kAhead
+  for (int step = -kAhead; step < steps; ++step) {
+    if (step >= 0) {
+      wait_for_copies<kAhead - 1>();
+      __syncthreads();  // the step's slab is there for all; the slab of the step before has been used by all
+    }
+    if (step + kAhead < steps) load(free, step + kAhead);
+    copies_issued();
+    if (step >= 0) compute(slot, step);
+    slot = slot == kPipeline - 1 ? 0 : slot + 1;
+    free = free == kPipeline - 1 ? 0 : free + 1;
+  }
+  wait_for_copies<0>();
+  __syncthreads();
+}
+
+// -- products of a slab
+
+// A warp makes a (32, 32) part of the tile. With mma: 2 x 4 products of (16, 8), 4 sums each; in float32: 8 x 4 sums.
+constexpr int kSums = 32;
+constexpr int kWarpTile = 32;
+
+struct Lane {
+  int lane, row, col;  // of the warp's part of the tile
+};
+__device__ inline Lane this_lane() {
+  const int warp = threadIdx.x / 32;
+  return {static_cast<int>(threadIdx.x % 32), warp / 2 * kWarpTile, warp % 2 * kWarpTile};
+}
+
+template <Math math>
+__device__ inline void multiply(float* sums, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  float (&d)[4] = *reinterpret_cast<float (*)[4]>(sums);
+  if constexpr (math == Math::fp16) {
+    multiply_fp16(d, a, b0, b1);
+  } else if constexpr (math == Math::tf32) {
+    multiply_tf32(d, a, b0, b1);
+  } else {
+    multiply_bf16(d, a, b0, b1);
+  }
+}
+
+// 8 floats of a row as fragment words: k = t, t + 4 for tf32 twice, or all four k of a lane for bf16.
+template <Math math>
+__device__ inline void forward_slab_mma(float (&sums)[kSums], uint32_t a_tile, uint32_t b_tile) {
+  const Lane at = this_lane();
+  const int lane = at.lane;
+  if constexpr (element_bytes(math) == 2) {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {  // 16 elements: 2 chunks
+      uint32_t a[2][4], b[2][4];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        load_matrices(a[i], a_tile + place<8>(at.row + 16 * i + lane % 16, 2 * k + lane / 16));
+        load_matrices(b[i], b_tile + place<8>(at.col + 16 * i + lane % 8 + lane / 16 * 8, 2 * k + lane / 8 % 2));
+      }
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          multiply<math>(sums + 16 * i + 4 * j, a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
+        }
+      }
+    }
+  } else {
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {  // 16 elements: 4 chunks, two at a time
+      uint32_t a[2][2][4], b[2][2][4];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const int chunk = 4 * k + 2 * half;
+          load_matrices(a[i][half], a_tile + place<8>(at.row + 16 * i + lane % 16, chunk + lane / 16));
+          load_matrices(b[i][half],
+                        b_tile + place<8>(at.col + 16 * i + lane % 8 + lane / 16 * 8, chunk + lane / 8 % 2));
+        }
+      }
+      if constexpr (math == Math::tf32) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+#pragma unroll
+            for (int r = 0; r < 4; ++r) {
+              a[i][half][r] = round_tf32(__uint_as_float(a[i][half][r]));
+              b[i][half][r] = round_tf32(__uint_as_float(b[i][half][r]));
+            }
+          }
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+              const uint32_t (&from)[4] = b[j / 2][half];
+              multiply<math>(sums + 16 * i + 4 * j, a[i][half], from[j % 2 * 2], from[j % 2 * 2 + 1]);
+            }
+          }
+        }
+      } else {
+        const auto pair = [](uint32_t low, uint32_t high) {
+          return pack_bf16(__uint_as_float(low), __uint_as_float(high));
+        };
+        uint32_t packed[4][2];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            const uint32_t (&from)[4] = b[j / 2][half];
+            packed[j][half] = pair(from[j % 2 * 2], from[j % 2 * 2 + 1]);
+          }
+        }
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const uint32_t own[4] = {pair(a[i][0][0], a[i][0][2]), pair(a[i][0][1], a[i][0][3]),
+                                   pair(a[i][1][0], a[i][1][2]), pair(a[i][1][1], a[i][1][3])};
+#pragma unroll
+          for (int j = 0; j < 4; ++j) multiply<math>(sums + 16 * i + 4 * j, own, packed[j][0], packed[j][1]);
+        }
+      }
+    }
+  }
+}
+
+__device__ inline float4 as_floats(uint4 v) {
+  return {__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w)};
+}
+
+// Lane (p, q) of 4 x 8 sums rows p + 4 i and columns q + 8 j.
+__device__ inline void forward_slab_f32(float (&sums)[kSums], uint32_t a_tile, uint32_t b_tile) {
+  const Lane at = this_lane();
+  const int p = at.lane / 8, q = at.lane % 8;
+#pragma unroll 2
+  for (int chunk = 0; chunk < 8; ++chunk) {
+    float4 b[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) b[j] = as_floats(load_shared16(b_tile + place<8>(at.col + q + 8 * j, chunk)));
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const float4 a = as_floats(load_shared16(a_tile + place<8>(at.row + p + 4 * i, chunk)));
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        float& sum = sums[4 * i + j];
+        sum = fmaf(a.x, b[j].x, sum);
+        sum = fmaf(a.y, b[j].y, sum);
+        sum = fmaf(a.z, b[j].z, sum);
+        sum = fmaf(a.w, b[j].w, sum);
+      }
+    }
+  }
+}
+
+template <Math math>
+__device__ inline void forward_slab(float (&sums)[kSums], uint32_t a_tile, uint32_t b_tile) {
+  if constexpr (math == Math::f32) {
+    forward_slab_f32(sums, a_tile, b_tile);
+  } else {
+    forward_slab_mma<math>(sums, a_tile, b_tile);
+  }
+}
+
+// What the update multiplies y's rows by. The operand becomes u_m y[m, n] + (a_m r_m) d_n.
+struct RowTerms {
+  uint32_t scale;     // in shared memory, a float a row of the slab: u; with fp16 c, and the r follow
+  float range;        // fp16: a power of two that brings c into range
+  const float* norm;  // of the slab's rows, in global memory: r
+  const float* term;  // a; null: no rank-1 term
+  int rows;           // of the slab that exist
+};
+
+__device__ inline float load_shared_float(uint32_t from) { return __uint_as_float(load_shared(from)); }
+
+// Row m of the slab times n: the rank-1 term's factor.
+__device__ inline float term_factor(const RowTerms& terms, int m) {
+  return m < terms.rows ? terms.term[m] * terms.norm[m] : 0.f;
+}
+
+// The rows of y that a lane's sums belong to, within the warp's part.
+template <Math math>
+__device__ inline int update_row(int lane, int i) {
+  return math == Math::f32 ? lane / 8 * 4 + i / 4 * 16 + i % 4 : lane / 4 + 8 * i;
+}
+template <Math math>
+constexpr int kUpdateRows = math == Math::f32 ? 8 : 4;
+
+template <Math math>
+__device__ inline void update_slab_mma(float (&sums)[kSums], uint32_t a_tile, uint32_t b_tile, const RowTerms& terms,
+                                       const float (&d)[kUpdateRows<math>]) {
+  using T = Element<math>;
+  const Lane at = this_lane();
+  const int lane = at.lane, t = lane % 4;
+  if constexpr (sizeof(T) == 2) {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {  // 16 rows
+      uint32_t a[2][4], b[2][4];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        load_matrices_transposed(
+            a[i], a_tile + place<8>(16 * k + lane % 8 + lane / 16 * 8, at.row / 8 + 2 * i + lane / 8 % 2));
+        load_matrices_transposed(b[i], b_tile + place<8>(16 * k + lane % 16, at.col / 8 + 2 * i + lane / 16));
+      }
+      float u[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) u[i] = load_shared_float(terms.scale + 4 * (16 * k + 2 * t + i % 2 + i / 2 * 8));
+      if constexpr (math == Math::fp16) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) u[i] *= terms.range;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {  // r x instead of r y: it is in range whatever the row's norm
+          const uint32_t from = terms.scale + kVectorBytes + 4 * (16 * k + 2 * t + 8 * i);
+          const float low = load_shared_float(from), high = load_shared_float(from + 4);
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            uint32_t& word = b[j / 2][j % 2 * 2 + i];
+            const float2 x = unpack<T>(word);
+            word = pack<T>(x.x * low, x.y * high);
+          }
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+#pragma unroll
+        for (int r = 0; r < 4; ++r) {
+          const float2 y = unpack<T>(a[i][r]);
+          float low = y.x * u[r / 2 * 2], high = y.y * u[r / 2 * 2 + 1];
+          if (terms.term) {
+            const int m = 16 * k + 2 * t + r / 2 * 8;
+            const float factor = math == Math::fp16 ? terms.range : 1.f;
+            float w0 = term_factor(terms, m), w1 = term_factor(terms, m + 1);
+            if constexpr (math == Math::fp16) {
+              w0 = m < terms.rows ? terms.term[m] * factor : 0.f;
+              w1 = m + 1 < terms.rows ? terms.term[m + 1] * factor : 0.f;
+            }
+            low = fmaf(w0, d[2 * i + r % 2], low);
+            high = fmaf(w1, d[2 * i + r % 2], high);
+          }
+          a[i][r] = pack<T>(low, high);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          multiply<math>(sums + 16 * i + 4 * j, a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
+        }
+      }
+    }
+  } else {
+    const auto value = [&](uint32_t tile, int m, int col) {
+      return load_shared_float(tile + place<16>(m, col / 4) + col % 4 * 4);
+    };
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {  // 16 rows: m = t, t + 4, t + 8, t + 12
+      float a[2][2][4], b[4][4];   // [product][row g or g + 8][m], [product][m]
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int m = 16 * k + t + 4 * i;
+        const float u = load_shared_float(terms.scale + 4 * m);
+        const float w = terms.term ? term_factor(terms, m) : 0.f;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          b[j][i] = value(b_tile, m, at.col + 8 * j + lane / 4);
+          float& own = a[j / 2][j % 2][i];
+          own = value(a_tile, m, at.row + 8 * j + lane / 4) * u;
+          if (terms.term) own = fmaf(w, d[j], own);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        if constexpr (math == Math::tf32) {
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            const uint32_t own[4] = {round_tf32(a[i][0][2 * half]), round_tf32(a[i][1][2 * half]),
+                                     round_tf32(a[i][0][2 * half + 1]), round_tf32(a[i][1][2 * half + 1])};
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+              multiply<math>(sums + 16 * i + 4 * j, own, round_tf32(b[j][2 * half]), round_tf32(b[j][2 * half + 1]));
+            }
+          }
+        } else {
+          const uint32_t own[4] = {pack_bf16(a[i][0][0], a[i][0][1]), pack_bf16(a[i][1][0], a[i][1][1]),
+                                   pack_bf16(a[i][0][2], a[i][0][3]), pack_bf16(a[i][1][2], a[i][1][3])};
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            multiply<math>(sums + 16 * i + 4 * j, own, pack_bf16(b[j][0], b[j][1]), pack_bf16(b[j][2], b[j][3]));
+          }
+        }
+      }
+    }
+  }
+}
+
+// Lane (p, q) of 4 x 8 sums rows 4 p + i, 4 p + 16 + i and columns 4 q + j.
+__device__ inline void update_slab_f32(float (&sums)[kSums], uint32_t a_tile, uint32_t b_tile, const RowTerms& terms,
+                                       const float (&d)[8]) {
+  const Lane at = this_lane();
+  const int p = at.lane / 8, q = at.lane % 8;
+#pragma unroll 4
+  for (int m = 0; m < kSlab<Math::f32>; ++m) {
+    const float u = load_shared_float(terms.scale + 4 * m);
+    const float4 x = as_floats(load_shared16(b_tile + place<16>(m, at.col / 4 + q)));
+    const float4 y0 = as_floats(load_shared16(a_tile + place<16>(m, at.row / 4 + p)));
+    const float4 y1 = as_floats(load_shared16(a_tile + place<16>(m, at.row / 4 + p + 4)));
+    const float b[4] = {x.x, x.y, x.z, x.w};
+    float a[8] = {y0.x * u, y0.y * u, y0.z * u, y0.w * u, y1.x * u, y1.y * u, y1.z * u, y1.w * u};
+    if (terms.term) {
+      const float w = term_factor(terms, m);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) a[i] = fmaf(w, d[i], a[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) sums[4 * i + j] = fmaf(a[i], b[j], sums[4 * i + j]);
+    }
+  }
+}
+
+template <Math math>
+__device__ inline void update_slab(float (&sums)[kSums], uint32_t a_tile, uint32_t b_tile, const RowTerms& terms,
+                                   const float (&d)[kUpdateRows<math>]) {
+  if constexpr (math == Math::f32) {
+    update_slab_f32(sums, a_tile, b_tile, terms, d);
+  } else {
+    update_slab_mma<math>(sums, a_tile, b_tile, terms, d);
+  }
+}
+
+// -- sums of a slab's chunks beside the product
+
+template <typename T>
+__device__ inline void chunk_values(uint4 words, float (&v)[16 / sizeof(T)]) {
+  const uint32_t w[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (sizeof(T) == 4) {
+      v[i] = __uint_as_float(w[i]);
+    } else {
+      const float2 pair = unpack<T>(w[i]);
+      v[2 * i] = pair.x;
+      v[2 * i + 1] = pair.y;
+    }
+  }
+}
+
+// -- the sums, row by row, in shared memory
+
+constexpr int kStagePitch = 72;  // floats
+constexpr int kStageBytes = kTile * kStagePitch * 4;
+static_assert(kStageBytes + 8192 <= kPipeline * 2 * kTileBytes,
+              "the sums and the epilogue's vectors take the slabs' place");
+
+template <Math math, bool update>
+__device__ inline void stage_sums(float* stage, const float (&sums)[kSums]) {
+  const Lane at = this_lane();
+  const int lane = at.lane;
+  if constexpr (math == Math::f32) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const int row = at.row + (update ? update_row<math>(lane, i) : lane / 8 + 4 * i);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int col = at.col + (update ? lane % 8 * 4 + j : lane % 8 + 8 * j);
+        stage[row * kStagePitch + col] = sums[4 * i + j];
+      }
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const float* own = sums + i / 2 * 16 + 4 * j + i % 2 * 2;
+        *reinterpret_cast<float2*>(stage + (at.row + lane / 4 + 8 * i) * kStagePitch + at.col + 8 * j + lane % 4 * 2) =
+            make_float2(own[0], own[1]);
+      }
+    }
+  }
+}
+
+// A thread's part of the staged tile in the epilogues: columns 4 c .. 4 c + 3 of rows r + 8 i.
+constexpr int kEpilogueRows = kThreads / 16;
+__device__ inline float4 staged_four(const float* stage, int row, int four) {
+  return *reinterpret_cast<const float4*>(stage + row * kStagePitch + 4 * four);
+}
+
+}  // namespace ffkernels::cuda

@@ -1,0 +1,3 @@
+#include "cuda/stages.cuh"
+
+FFKERNELS_STAGES(bf16)

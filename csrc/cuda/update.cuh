@@ -1,0 +1,188 @@
+// A tile of a layer's update: dW = dz^T (r x) for (64, 64) of (N, K), over all rows or a part of them, and the
+// optimizer.
+#pragma once
+
+#include "cuda/forward.cuh"
+
+namespace ffkernels::cuda {
+
+// Stores the gradient, or takes the optimizer's step, for four neighbours of the weight.
+template <typename T>
+__device__ inline void optimize_four(const Layer& layer, const OptimizerStep& step, int64_t at,
+                                     const float (&gradient)[4], int count, bool whole) {
+  const Optimizer& o = layer.optimizer;
+  if (o.kind == OptimizerKind::store) {
+    store_four(static_cast<T*>(layer.grad_weight) + at, gradient, count, whole);
+    return;
+  }
+  T* weight = static_cast<T*>(const_cast<void*>(layer.weight.data)) + at;
+  float w[4], slot0[4] = {}, slot1[4] = {};
+  load_four(w, weight, count, whole);
+  if (o.slot[0]) load_four(slot0, o.slot[0] + at, count, whole);
+  if (o.slot[1]) load_four(slot1, o.slot[1] + at, count, whole);
+  optimize(o, step, w, gradient, slot0, slot1);
+  store_four(weight, w, count, whole);
+  if (o.slot[0]) store_four(o.slot[0] + at, slot0, count, whole);
+  if (o.slot[1]) store_four(o.slot[1] + at, slot1, count, whole);
+}
+
+template <typename T>
+__device__ inline void optimize_bias(const Layer& layer, const OptimizerStep& step, int n, float gradient) {
+  Optimizer o = layer.optimizer;
+  if (o.kind == OptimizerKind::store) {
+    static_cast<T*>(layer.grad_bias)[n] = from_float<T>(gradient);
+    return;
+  }
+  if (o.kind == OptimizerKind::hinton_sgd) o.weight_decay = 0.f;
+  T* bias = static_cast<T*>(const_cast<void*>(layer.bias)) + n;
+  float w[1] = {to_float(*bias)}, slot0[1] = {}, slot1[1] = {};
+  if (o.bias_slot[0]) slot0[0] = o.bias_slot[0][n];
+  if (o.bias_slot[1]) slot1[0] = o.bias_slot[1][n];
+  optimize(o, step, w, {gradient}, slot0, slot1);
+  *bias = from_float<T>(w[0]);
+  if (o.bias_slot[0]) o.bias_slot[0][n] = slot0[0];
+  if (o.bias_slot[1]) o.bias_slot[1][n] = slot1[0];
+}
+
+template <Math math>
+__device__ inline void update_tile(const Params& params, int index, int item, unsigned char* shared, uint32_t* flag) {
+  using T = Element<math>;
+  constexpr int kChunks = kAcrossChunks<math>, kPer = 16 / sizeof(T), kGroups = kThreads / kChunks;
+  const Layer& layer = params.layer[index];
+  const int splits = layer.splits, tile = item / splits, split = item % splits;
+  const int col_tiles = tiles(layer.depth), n0 = tile / col_tiles * kTile, k0 = tile % col_tiles * kTile;
+  const int part = (tiles(params.rows) + splits - 1) / splits * kTile;
+  const int begin = min(split * part, params.rows), end = min(begin + part, params.rows);
+  const bool with_labels = labelled(params, index) && k0 < params.labels.num_classes;
+  const bool with_bias =
+      k0 == 0 && (layer.optimizer.kind == OptimizerKind::store ? layer.grad_bias : layer.bias) != nullptr;
+  const float range = math == Math::fp16 ? range_factor(params, index) : 1.f;
+  const float* term = layer.row_term.data ? row_vector(params, index, kTerm) : nullptr;
+
+  float sums[kSums] = {}, bias[kPer] = {}, d[kUpdateRows<math>] = {};
+  if (term) {
+    const Lane at_lane = this_lane();
+#pragma unroll
+    for (int i = 0; i < kUpdateRows<math>; ++i) {
+      const int n = n0 + at_lane.row + update_row<math>(at_lane.lane, i);
+      if (n < layer.cols) d[i] = at(layer.col_term, n);
+    }
+  }
+  {
+    const Operand<T> y = operand<T>(layer.gradient_y, end, layer.cols);
+    const Operand<T> x = operand<T>(layer.x, end, layer.depth, params.rows / candidates_of(params, index));
+    const uint32_t slabs = shared_address(shared), vectors = slabs + kPipeline * 2 * kTileBytes;
+    constexpr int kVectors = math == Math::fp16 ? 2 : 1;
+    const float* scale = row_vector(params, index, math == Math::fp16 ? kCoef : kScale);
+    const float* coef = row_vector(params, index, kCoef);
+    const float* norm = row_vector(params, index, kNorm);
+    pipeline((end - begin + kSlab<math> - 1) / kSlab<math>,
+             [&](int slot, int step) {
+               const int m = begin + step * kSlab<math>;
+               load_tile<kChunks>(slabs + slot * 2 * kTileBytes, y, m, n0);
+               load_tile<kChunks>(slabs + (slot * 2 + 1) * kTileBytes, x, m, k0);
+               const int i = threadIdx.x % kTile, own = m + i;
+               if (i < kSlab<math> && static_cast<int>(threadIdx.x) < kTile * kVectors) {
+                 const float* from = threadIdx.x < kTile ? scale : norm;
+                 copy4(vectors + (slot * kVectors + threadIdx.x / kTile) * kVectorBytes + 4 * i,
+                       from + (own < end ? own : 0), own < end ? 4 : 0);
+               }
+             },
+             [&](int slot, int step) {
+               const int m = begin + step * kSlab<math>;
+               const uint32_t tile_y = slabs + slot * 2 * kTileBytes;
+               if (with_labels) {
+                 overlay<kChunks, T>(shared + (slot * 2 + 1) * kTileBytes, kSlab<math>, kTile, m, k0, params.rows,
+                                     params.labels, true);
+               }
+               if (with_bias) {  // sum_m 2 c_m y[m, n]
+                 const int chunk = threadIdx.x % kChunks, row = threadIdx.x / kChunks;
+#pragma unroll
+                 for (int i = 0; i < kSlab<math> / kGroups; ++i) {
+                   const int own = m + row + kGroups * i;
+                   const float c = own < end ? coef[own] : 0.f;
+                   float v[kPer];
+                   chunk_values<T>(load_shared16(tile_y + place<kChunks>(row + kGroups * i, chunk)), v);
+#pragma unroll
+                   for (int j = 0; j < kPer; ++j) bias[j] = fmaf(c, v[j], bias[j]);
+                 }
+               }
+               const RowTerms terms = {vectors + slot * kVectors * kVectorBytes, range, norm + m,
+                                       term ? term + m : nullptr, end - m};
+               update_slab<math>(sums, tile_y, tile_y + kTileBytes, terms, d);
+             });
+  }
+
+  float* stage = reinterpret_cast<float*>(shared);
+  float* bias_sums = reinterpret_cast<float*>(shared + kStageBytes);  // (groups, kTile)
+  float* scratch = bias_sums + kGroups * kTile;
+  stage_sums<math, true>(stage, sums);
+  float bias_gradient = 0.f;  // of column n0 + threadIdx.x
+  if (with_bias) {
+    float term_sum = 0.f;
+    if (term) {
+      for (int m = begin + static_cast<int>(threadIdx.x); m < end; m += kThreads) term_sum += term[m];
+      term_sum = block_sum(term_sum, scratch);
+    }
+#pragma unroll
+    for (int j = 0; j < kPer; ++j) {
+      bias_sums[threadIdx.x / kChunks * kTile + threadIdx.x % kChunks * kPer + j] = bias[j];
+    }
+    __syncthreads();
+    if (threadIdx.x < kTile) {
+      for (int i = 0; i < kGroups; ++i) bias_gradient += bias_sums[i * kTile + threadIdx.x];
+      const int n = n0 + static_cast<int>(threadIdx.x);
+      if (term && n < layer.cols) bias_gradient = fmaf(at(layer.col_term, n), term_sum, bias_gradient);
+    }
+  }
+  __syncthreads();
+
+  const int four = threadIdx.x % 16, col = k0 + 4 * four, count = min(max(layer.depth - col, 0), 4);
+  constexpr int kSplitFloats = kTile * kTile + kTile;
+  float* own_split = params.workspace.split + static_cast<int64_t>(item) * kSplitFloats;
+  const float* first_split = params.workspace.split + static_cast<int64_t>(item - split) * kSplitFloats;
+  if (splits > 1) {
+    for (int row = threadIdx.x / 16; row < kTile; row += kEpilogueRows) {
+      *reinterpret_cast<float4*>(own_split + row * kTile + 4 * four) = staged_four(stage, row, four);
+    }
+    if (with_bias && threadIdx.x < kTile) own_split[kTile * kTile + threadIdx.x] = bias_gradient;
+    uint32_t* counters = params.workspace.words + kRowWords + tiles(params.rows / params.labels.candidates);
+    if (!last_to_arrive(counters + tile, splits, flag)) return;
+    if (with_bias && threadIdx.x < kTile) {
+      bias_gradient = 0.f;
+      for (int s = 0; s < splits; ++s) bias_gradient += first_split[s * kSplitFloats + kTile * kTile + threadIdx.x];
+    }
+  }
+  const OptimizerStep step = begin_step(layer.optimizer);
+  const float inverse_range = 1.f / range;
+  const bool whole =
+      count == 4 && layer.depth % 4 == 0 &&
+      aligned_for_four(layer.optimizer.kind == OptimizerKind::store ? layer.grad_weight : layer.weight.data, 0,
+                       sizeof(T)) &&
+      aligned_for_four(layer.optimizer.slot[0], 0, 4) && aligned_for_four(layer.optimizer.slot[1], 0, 4);
+#pragma unroll 1
+  for (int row = threadIdx.x / 16; row < kTile; row += kEpilogueRows) {
+    float gradient[4];
+    spread(gradient, staged_four(stage, row, four));
+    if (splits > 1) {
+      spread(gradient, {});
+      for (int s = 0; s < splits; ++s) {
+        float part[4];
+        load_four(part, first_split + s * kSplitFloats + row * kTile + 4 * four, 4, true);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) gradient[j] += part[j];
+      }
+    }
+    if constexpr (math == Math::fp16) {
+#pragma unroll
+      for (float& g : gradient) g *= inverse_range;
+    }
+    if (n0 + row < layer.cols && count > 0) {
+      optimize_four<T>(layer, step, static_cast<int64_t>(n0 + row) * layer.depth + col, gradient, count, whole);
+    }
+  }
+  const int n = n0 + static_cast<int>(threadIdx.x);
+  if (with_bias && threadIdx.x < kTile && n < layer.cols) optimize_bias<T>(layer, step, n, bias_gradient);
+}
+
+}  // namespace ffkernels::cuda

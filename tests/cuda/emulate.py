@@ -1,0 +1,272 @@
+"""The ops on the CUDA kernels as compiled, run by the PTX interpreter on CPU tensors."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import cases
+import ptx
+import torch
+from ptx import In, Out
+
+from ffkernels.checks import precision as default_precision
+
+from . import params as layout
+from .params import ACTIVATIONS, NORMALIZE, OPTIMIZERS, ROW_WORDS, TILE
+
+SOURCES = Path(__file__).resolve().parents[2] / "csrc"
+_MATH_OF_PRECISION = {"highest": "f32", "high": "tf32", "medium": "f32_bf16"}
+_UNIT = {"bf16": 2, "fp16": 2}
+
+
+def module(math_: str, arch: str = "sm_80") -> str:
+    return ptx.compile_cuda(SOURCES / "cuda" / f"stages_{math_}.cu", arch, includes=[SOURCES])
+
+
+def math_of(dtype: torch.dtype, precision: str | None = None) -> str:
+    if dtype == torch.float32:
+        return _MATH_OF_PRECISION[precision or default_precision(None)]
+    return {torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+
+
+def shared_bytes(math_: str) -> int:
+    return layout.PIPELINE * (2 * layout.TILE_BYTES + TILE * 4 * (2 if math_ == "fp16" else 1)) + 16
+
+
+def tiles(n: int) -> int:
+    return -(-n // TILE)
+
+
+def matrix(t, stride=None):
+    bare = t.tensor if isinstance(t, (In, Out)) else t
+    return {"data": t, "row_stride": bare.stride(0), "col_stride": bare.stride(1)}
+
+
+def vector(t):
+    if t is None:
+        return {}
+    bare = t.tensor if isinstance(t, (In, Out)) else t
+    return {"data": t, "stride": bare.stride(0)}
+
+
+def _optimizer(o, state, has_bias):
+    if o is None:
+        return {"kind": 0}
+    hyper = o.hyper
+    kind = OPTIMIZERS.index(o.kind)
+    slots = list(state.values())[1:]
+    own = len(slots) // (2 if has_bias else 1)
+    out = {"kind": kind, "step": state["step"], "lr": hyper[0]}
+    if isinstance(o.lr, torch.Tensor):
+        out["lr_tensor"] = In(o.lr)
+    for i in range(own):
+        out[f"slot[{i}]"] = slots[i]
+        if has_bias:
+            out[f"bias_slot[{i}]"] = slots[own + i]
+    if o.kind == "sgd":
+        out |= dict(zip(("momentum", "dampening", "weight_decay", "nesterov"), hyper[1:], strict=True))
+        out["nesterov"] = int(out["nesterov"])
+    elif o.kind == "hinton_sgd":
+        out |= {"momentum": hyper[1], "weight_decay": hyper[2]}
+    else:
+        out |= dict(zip(("beta1", "beta2", "eps", "weight_decay"), hyper[1:], strict=True))
+        for i, beta in enumerate(hyper[1:3], 1):
+            out[f"rest{i}"] = 1 - beta
+            out[f"log_beta{i}"] = math.log(beta) if beta > 0 else -math.inf
+    return out
+
+
+class Launch:
+    """A network of layers for one launch: params.h's struct by path, and the workspace that fits it."""
+
+    def __init__(self, math_, rows, base_rows=None):
+        self.math, self.rows, self.base_rows = math_, rows, base_rows or rows
+        self.values = {"rows": rows, "labels.candidates": 1}
+        self.layers = []
+        self.words = None
+
+    def add(self, **layer):
+        self.layers.append(layer)
+
+    def run(self, begin, end, *, grid=None, sms=4, seed=0, cooperative=None, arch="sm_80", text=None, poison=True):
+        values = dict(self.values)
+        values |= {"layers": len(self.layers), "stage_begin": begin, "stage_end": end}
+        widest = max(v["cols"] for v in self.layers)
+        weight_tiles = max(tiles(v["cols"]) * tiles(v["depth"]) for v in self.layers)
+        split = max(
+            tiles(v["cols"]) * tiles(v["depth"]) * v.get("splits", 1) if v.get("splits", 1) > 1 else 0
+            for v in self.layers
+        )
+        base = tiles(self.base_rows)
+        if self.words is None:
+            self.words = torch.zeros(ROW_WORDS + base + weight_tiles, dtype=torch.int32)
+            sizes = {
+                "partial": 2 * self.rows * tiles(widest), "loss_partial": base,
+                "rows": (2 * layout.ROW_VECTORS + 1) * self.rows, "split": split * (TILE * TILE + TILE),
+                "columns": 2 * (tiles(self.rows) + 1) * widest,
+            }  # fmt: skip
+            self.scratch = {n: torch.full((max(size, 1),), math.nan) for n, size in sizes.items()}
+        values["workspace.words"] = self.words
+        for n, t in self.scratch.items():
+            values[f"workspace.{n}"] = Out(t) if poison else t
+        for i, layer in enumerate(self.layers):
+            _flatten(values, f"layer[{i}]", {"splits": 1, "layer_index": i} | layer)
+        items = [0] * (len(self.layers) + 1)
+        for i, v in enumerate(self.layers):
+            items[i] += base * tiles(v["cols"])
+            items[i + 1] += tiles(v["cols"]) * tiles(v["depth"]) * v.get("splits", 1)
+        grid = grid or max(1, min(max(items[begin:end]), 3 * sms))
+        cooperative = end - begin > 1 if cooperative is None else cooperative
+        return ptx.run(
+            text or module(self.math, arch), f"ff_stages_{self.math}", grid, layout.THREADS, shared_bytes(self.math),
+            [layout.pack(values)], cooperative=cooperative, sms=sms, seed=seed, registers=168,
+        )  # fmt: skip
+
+    def idle(self):
+        """Whether the words are as the next launch needs them."""
+        words = self.words.clone()
+        words[0] &= 0x7FFFFFFF
+        return not words.any()
+
+
+def _flatten(values, path, value):
+    if isinstance(value, dict):
+        for name, part in value.items():
+            _flatten(values, f"{path}.{name}", part)
+    elif value is not None:
+        values[path] = value
+
+
+def _layer(x, weight, bias, given):
+    precision = given.get("precision")
+    del precision
+    return {
+        "cols": weight.shape[0], "depth": weight.shape[1], "x": matrix(x), "weight": matrix(weight),
+        "bias": bias, "bias_stride": 1 if bias is None else bias.stride(0),
+        "normalize": NORMALIZE.index(given.get("normalize", "l2")),
+        "activation": ACTIVATIONS.index(given.get("activation", "relu")), "eps": given.get("eps", 1e-4),
+    }  # fmt: skip
+
+
+def _labels(launch, given, labels, separate, dtype):
+    strength = torch.tensor(given.get("strength", 1.0)).to(dtype).item()
+    launch.values |= {
+        "labels.candidates": len(labels) if separate else labels[0].shape[1],
+        "labels.num_classes": given["num_classes"], "labels.separate": int(separate), "labels.strength": strength,
+    }  # fmt: skip
+    for i, t in enumerate(labels):
+        launch.values |= {f"labels.label[{i}]": In(t), f"labels.row_stride[{i}]": t.stride(0)}
+    if not separate:
+        launch.values["labels.candidate_stride"] = labels[0].stride(1)
+
+
+def _padded(n):
+    return -(-n // 16) * 16
+
+
+def run(op, given, *, multi_launch=False, splits=1, reports=None, **options):
+    """The results of ``op`` by twin.run's names."""
+    given = given | {n: cases.copied(given[n]) for n in ("weight", "bias", "state", "layers") if n in given}
+    x = given["x"]
+    dtype = x.dtype
+    labels = None
+    if op in ("ff_label_step_", "ff_network_step_") and (given.get("labels") or "labels_pos" in given):
+        labels = given.get("labels") or (given["labels_pos"], given["labels_neg"])
+    base = x.shape[0]
+    rows = base * (2 if labels else given["labels"].shape[1] if op == "ff_label_forward" else 1)
+    records = given["layers"] if op == "ff_network_step_" else None
+    first = vars(records[0]) if records else given
+    launch = Launch(math_of(dtype, first.get("precision")), rows, base)
+    acc = {"dtype": torch.float32}
+    if labels:
+        _labels(launch, given, labels, True, dtype)
+    elif op == "ff_label_forward":
+        _labels(launch, given, [given["labels"]], False, dtype)
+    results, written = {}, {}
+
+    def curved(layer):
+        return layer.get("activation", "relu") != "relu"
+
+    def forward(layer, source, y, with_p):
+        values = _layer(source, layer["weight"], layer["bias"], layer)
+        p = torch.empty_strided(y.shape, y.stride(), dtype=dtype) if with_p else None
+        goodness = torch.full((rows,), math.nan, **acc)
+        values |= {"forward": 1, "y": Out(y), "p": None if p is None else Out(p), "y_stride": y.stride(0),
+                   "goodness": Out(goodness)}  # fmt: skip
+        return values, p, goodness
+
+    def loss(values, layer, sign):
+        total = torch.full((), math.nan)
+        mean = layer.get("goodness", "mean") == "mean"
+        values |= {
+            "loss": Out(total), "sign": vector(sign), "threshold": layer.get("threshold", 2.0),
+            "temperature": layer.get("temperature", 1.0), "divisor": layer["weight"].shape[0] if mean else 1.0,
+        }  # fmt: skip
+        return total
+
+    def update(values, layer, y):
+        values |= {
+            "update": 1, "splits": splits, "gradient_y": matrix(y), "row_term": vector(layer.get("row_term")),
+            "col_term": vector(layer.get("col_term")),
+            "optimizer": _optimizer(layer.get("optimizer"), layer.get("state"), layer["bias"] is not None),
+        }  # fmt: skip
+
+    if op == "ff_network_step_":
+        sign, sqnorm = given.get("sign"), given.get("x_sqnorm")
+        goodnesses, losses = [], []
+        for record in records:
+            layer = vars(record)
+            width = record.weight.shape[0]
+            y = torch.full((rows, _padded(width)), math.nan, dtype=dtype)[:, :width]
+            values, p, goodness = forward(layer, x, y, curved(layer))
+            values["x_sqnorm"] = vector(sqnorm)
+            losses.append(loss(values, layer, sign))
+            update(values, layer, Out(p) if p is not None else Out(y))
+            launch.add(**values)
+            goodnesses.append(goodness)
+            x, sqnorm = Out(y), Out(goodness)
+        stages = len(records) + 1
+    elif op in ("ff_grad", "ff_update_"):
+        layer = given
+        values = _layer(x, layer["weight"], layer["bias"], layer)
+        values |= {"coef": vector(given["coef"]), "x_sqnorm": vector(given.get("x_sqnorm"))}
+        update(values, layer, given["y"])
+        if op == "ff_grad":
+            results["grad_weight"] = torch.full(given["weight"].shape, math.nan, dtype=dtype)
+            values["grad_weight"] = Out(results["grad_weight"])
+            if given["bias"] is not None:
+                results["grad_bias"] = torch.full(given["bias"].shape, math.nan, dtype=dtype)
+                values["grad_bias"] = Out(results["grad_bias"])
+        launch.add(**values)
+        stages = 2
+    else:
+        layer = given
+        step = op.endswith("step_")
+        y = torch.full((rows, layer["weight"].shape[0]), math.nan, dtype=dtype)
+        values, p, goodness = forward(layer, x, y, curved(layer) or not step)
+        values["x_sqnorm"] = vector(given.get("x_sqnorm"))
+        results |= {"y": y, "goodness": goodness}
+        if step:
+            results["loss"] = loss(values, layer, given.get("sign"))
+            update(values, layer, Out(p) if p is not None else Out(y))
+        else:
+            results["p"] = p
+        launch.add(**values)
+        stages = 2 if step else 1
+    done = []
+    if multi_launch:
+        for stage in range(stages):
+            done.append(launch.run(stage, stage + 1, **options, poison=stage == 0))
+    else:
+        done.append(launch.run(0, stages, **options))
+    if reports is not None:
+        reports += done
+    assert launch.idle(), launch.words
+    if op == "ff_network_step_":
+        results |= {"goodness": torch.stack(goodnesses), "loss": torch.stack(losses)}
+    if op in cases.IN_PLACE:
+        kept = {n: given[n] for n in ("weight", "bias", "state", "layers") if given.get(n) is not None}
+        written = cases.tensors(kept)
+        results |= {n.replace("state.", "").replace("layers.", ""): t for n, t in written.items() if "step" not in n}
+    return results

@@ -1,0 +1,118 @@
+"""csrc/cuda/params.h in Python: the kernels' argument, made of tensors. test_params.py compares the layouts."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_float, c_int32, c_int64, c_uint64
+
+import torch
+from ptx import In, Out, Struct
+
+TILE, THREADS, PIPELINE, MAX_LAYERS, TILE_BYTES = 64, 128, 3, 8, 8192
+RANGE_WORDS = 4
+ROW_WORDS = RANGE_WORDS + MAX_LAYERS
+ROW_VECTORS = 4
+NORMALIZE = ("none", "l2", "rms")
+ACTIVATIONS = ("relu", "leaky_relu", "gelu", "silu", "tanh")
+OPTIMIZERS = ("store", "sgd", "adam", "adamw", "hinton_sgd")
+MATHS = ("bf16", "fp16", "f32", "tf32", "f32_bf16")
+
+
+class Matrix(ctypes.Structure):
+    _fields_ = [("data", c_uint64), ("row_stride", c_int64), ("col_stride", c_int64)]
+
+
+class Vector(ctypes.Structure):
+    _fields_ = [("data", c_uint64), ("stride", c_int64)]
+
+
+class Optimizer(ctypes.Structure):
+    _fields_ = [
+        ("kind", c_int32), ("nesterov", c_int32), ("lr_tensor", c_uint64), ("step", c_uint64),
+        ("slot", c_uint64 * 2), ("bias_slot", c_uint64 * 2), ("lr", c_float), ("weight_decay", c_float),
+        ("momentum", c_float), ("dampening", c_float), ("beta1", c_float), ("beta2", c_float), ("eps", c_float),
+        ("rest1", c_float), ("rest2", c_float), ("log_beta1", c_float), ("log_beta2", c_float),
+    ]  # fmt: skip
+
+
+class Labels(ctypes.Structure):
+    _fields_ = [
+        ("candidates", c_int32), ("num_classes", c_int32), ("separate", c_int32), ("strength", c_float),
+        ("label", c_uint64 * 2), ("row_stride", c_int64 * 2), ("candidate_stride", c_int64),
+    ]  # fmt: skip
+
+
+class Layer(ctypes.Structure):
+    _fields_ = [
+        ("cols", c_int32), ("depth", c_int32), ("x", Matrix), ("weight", Matrix), ("bias", c_uint64),
+        ("bias_stride", c_int64), ("x_sqnorm", Vector), ("normalize", c_int32), ("activation", c_int32),
+        ("eps", c_float), ("forward", c_int32), ("y", c_uint64), ("p", c_uint64), ("y_stride", c_int64),
+        ("goodness", c_uint64), ("loss", c_uint64), ("sign", Vector), ("threshold", c_float),
+        ("temperature", c_float), ("divisor", c_float), ("update", c_int32), ("splits", c_int32), ("coef", Vector),
+        ("gradient_y", Matrix), ("row_term", Vector), ("col_term", Vector), ("grad_weight", c_uint64),
+        ("grad_bias", c_uint64), ("optimizer", Optimizer), ("peer_mean", c_uint64), ("peer", c_float),
+        ("dropout", c_float), ("layer_index", c_int32),
+    ]  # fmt: skip
+
+
+class Workspace(ctypes.Structure):
+    _fields_ = [(n, c_uint64) for n in ("words", "partial", "loss_partial", "rows", "split", "columns")]
+
+
+class Params(ctypes.Structure):
+    _fields_ = [
+        ("layers", c_int32), ("stage_begin", c_int32), ("stage_end", c_int32), ("rows", c_int32), ("labels", Labels),
+        ("dropout_seed", c_uint64), ("workspace", Workspace), ("layer", Layer * MAX_LAYERS),
+    ]  # fmt: skip
+
+
+def _layout(kind, start=0):
+    """(offset, path, size) of every number of a struct."""
+    found = []
+    for name, field in kind._fields_:
+        at = start + getattr(kind, name).offset
+        if issubclass(field, ctypes.Array):
+            each, count = field._type_, field._length_
+        else:
+            each, count = field, None
+        for i in range(count or 1):
+            path = name if count is None else f"{name}[{i}]"
+            if issubclass(each, ctypes.Structure):
+                found += [(o, f"{path}.{p}", s) for o, p, s in _layout(each, at + i * ctypes.sizeof(each))]
+            else:
+                found.append((at + i * ctypes.sizeof(each), path, ctypes.sizeof(each)))
+    return found
+
+
+OFFSETS = {path: offset for offset, path, _ in _layout(Params)}
+
+
+def pack(values: dict) -> Struct:
+    """The argument from its fields by path ("layer[0].x.data": tensor, ...); what is not named is 0."""
+    params, pointers = Params(), {}
+    raw = bytearray(bytes(params))
+    kinds = {path: size for _, path, size in _layout(Params)}
+    floats = _floats(Params)
+    for path, value in values.items():
+        if value is None:
+            continue
+        at = OFFSETS[path]
+        if isinstance(value, (torch.Tensor, In, Out)):
+            pointers[at] = value
+        else:
+            kind = c_float if path in floats else {4: c_int32, 8: c_int64}[kinds[path]]
+            raw[at : at + kinds[path]] = bytes(kind(value))
+    return Struct(bytes(raw), pointers)
+
+
+def _floats(kind, prefix=""):
+    found = set()
+    for name, field in kind._fields_:
+        each, count = (field._type_, field._length_) if issubclass(field, ctypes.Array) else (field, None)
+        for i in range(count or 1):
+            path = prefix + (name if count is None else f"{name}[{i}]")
+            if issubclass(each, ctypes.Structure):
+                found |= _floats(each, path + ".")
+            elif each is c_float:
+                found.add(path)
+    return found
