@@ -43,9 +43,11 @@ class LaunchError(Exception):
 
 @dataclass
 class Out:
-    """A tensor whose contents count as uninitialised until the kernel writes them."""
+    """A tensor whose contents count as uninitialised until a kernel writes them; passed on to another launch, it still
+    knows what has been written."""
 
     tensor: torch.Tensor
+    state: np.ndarray | None = None  # of every byte, as the last launch left it
 
 
 @dataclass
@@ -57,10 +59,10 @@ class In:
 
 @dataclass
 class Struct:
-    """A struct passed by value: its bytes, and what its pointers point at by their offset in it."""
+    """An argument that is passed by value: its bytes, and the memory whose addresses stand in them."""
 
     data: bytes
-    pointers: dict[int, torch.Tensor | In | Out]
+    pointers: dict[int, torch.Tensor | Out | In]  # by offset in data
 
 
 @dataclass
@@ -69,8 +71,35 @@ class _Allocation:
 
     start: int
     end: int
-    views: list  # (tensor, is_out, is_in, (argument index, offset in a struct))
+    views: list[_View]
     base: int = 0
+
+
+@dataclass(frozen=True)
+class _View:
+    """A tensor among the arguments."""
+
+    argument: Any  # the tensor, or what holds it
+    place: tuple[int, int]  # index of the argument, offset of the address in it
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        return self.argument if isinstance(self.argument, torch.Tensor) else self.argument.tensor
+
+    @property
+    def is_out(self) -> bool:
+        return isinstance(self.argument, Out) or (isinstance(self.argument, TensorMap) and self.argument.output)
+
+
+def _views(args: list[Any]) -> list[_View]:
+    """Every tensor in the arguments, and where its address goes."""
+    found = []
+    for i, arg in enumerate(args):
+        inside = arg.pointers if isinstance(arg, Struct) else {0: arg}
+        found += [
+            _View(a, (i, offset)) for offset, a in inside.items() if isinstance(a, (torch.Tensor, Out, In, TensorMap))
+        ]
+    return found
 
 
 @functools.lru_cache(maxsize=64)
@@ -93,17 +122,17 @@ def _span(t: torch.Tensor) -> tuple[int, int]:
     return t.data_ptr(), t.data_ptr() + (last + 1) * t.element_size()
 
 
-def _allocate(tensors, next_window: int) -> list[_Allocation]:
+def _allocate(views: list[_View], next_window: int) -> list[_Allocation]:
     out: list[_Allocation] = []
-    for view in sorted(tensors, key=lambda v: _span(v[0])):
-        start, end = _span(view[0])
+    for view in sorted(views, key=lambda v: _span(v.tensor)):
+        start, end = _span(view.tensor)
         if out and start < out[-1].end:
             out[-1].end = max(out[-1].end, end)
             out[-1].views.append(view)
         else:
             out.append(_Allocation(start, end, [view]))
     for i, a in enumerate(out):
-        t = a.views[0][0]
+        t = a.views[0].tensor
         # CUDA allocations are aligned to 256 bytes; a view keeps its offset in the storage
         offset = (a.start - t.untyped_storage().data_ptr()) % 256
         a.base = ((next_window + i) << WINDOW_SHIFT) + 0x10000 + offset
@@ -112,18 +141,34 @@ def _allocate(tensors, next_window: int) -> list[_Allocation]:
 
 def _state(a: _Allocation) -> np.ndarray | None:
     """The initial state of an allocation's bytes, None if all are defined."""
-    plain = all(t.is_contiguous() and not out for t, out, _, _ in a.views)
-    if plain:
+    if all(v.tensor.is_contiguous() and not v.is_out for v in a.views):
         return None
     state = np.full(a.end - a.start, _OUTSIDE, dtype=np.uint8)
-    for t, is_out, _, _ in a.views:
-        size = t.element_size()
-        offset = t.data_ptr() - a.start
-        where = np.lib.stride_tricks.as_strided(
-            state[offset:], (*t.shape, size), (*(s * size for s in t.stride()), 1), writeable=True
+    for v in a.views:
+        before = v.argument.state if isinstance(v.argument, Out) else None
+        _bytes_of(v.tensor, state, a.start)[...] = (
+            before if before is not None else _UNWRITTEN if v.is_out else _DEFINED
         )
-        where[...] = _UNWRITTEN if is_out else _DEFINED
     return state
+
+
+def _bytes_of(t: torch.Tensor, allocation: np.ndarray, start: int) -> np.ndarray:
+    """The part of an allocation's bytes that belongs to a tensor: its shape, and the bytes of an element."""
+    size = t.element_size()
+    return np.lib.stride_tricks.as_strided(
+        allocation[t.data_ptr() - start :], (*t.shape, size), (*(s * size for s in t.stride()), 1), writeable=True
+    )
+
+
+def _keep_states(lib, handle, allocations: list[_Allocation]) -> None:
+    """Tells every Out what has been written."""
+    for a in allocations:
+        if any(isinstance(v.argument, Out) for v in a.views):
+            state = np.empty(a.end - a.start, dtype=np.uint8)
+            lib.ptx_region_state(handle, ctypes.c_uint64(a.base), engine.pointer(state))
+            for v in a.views:
+                if isinstance(v.argument, Out):
+                    v.argument.state = _bytes_of(v.tensor, state, a.start).copy()
 
 
 def _pack(program: Program, args: list, addresses: dict) -> bytearray:
@@ -140,10 +185,9 @@ def _pack(program: Program, args: list, addresses: dict) -> bytearray:
         elif isinstance(arg, torch.Tensor):
             raw = addresses[i, 0].to_bytes(8, "little")
         elif isinstance(arg, Struct):
-            packed = bytearray(arg.data)
+            raw = bytearray(arg.data)
             for at in arg.pointers:
-                packed[at : at + 8] = addresses[i, at].to_bytes(8, "little")
-            raw = bytes(packed)
+                raw[at : at + 8] = addresses[i, at].to_bytes(8, "little")
         elif isinstance(arg, (bytes, bytearray)):
             raw = bytes(arg)
         elif var.type in ("f32", "f64") or (isinstance(arg, float) and type_size(var.type) >= 4 and var.count == 1):
@@ -197,12 +241,6 @@ def _check_limits(program: Program, ptx, grid, block, shared, cooperative, sms, 
     return resident
 
 
-def _argument_name(program: Program, args: list, i: int, at: int) -> str:
-    """A pointer's argument, and where in a struct it stands."""
-    inside = f"+{at}" if isinstance(args[i], Struct) else ""
-    return f"{i} ({program.params[i][0].name}{inside})"
-
-
 def _source(program: Program, pc: int) -> str:
     loc = program.locs[pc]
     if loc is None:
@@ -242,17 +280,12 @@ def run(
     grid, block = _three(grid), _three(block)
     shared = program.static_shared + dynamic_shared
     resident = _check_limits(program, ptx, grid, block, shared, cooperative, sms, registers)
-    tensors = []
-    for i, arg in enumerate(args):
-        for at, part in arg.pointers.items() if isinstance(arg, Struct) else [(0, arg)]:
-            t = part.tensor if isinstance(part, (Out, In, TensorMap)) else part
-            if isinstance(t, torch.Tensor):
-                if t.device.type != "cpu":
-                    raise LaunchError(f"{kernel}: argument {i} is on {t.device}; the interpreter runs on CPU tensors")
-                is_out = isinstance(part, Out) or (isinstance(part, TensorMap) and part.output)
-                tensors.append((t, is_out, isinstance(part, In), (i, at)))
-    allocations = _allocate(tensors, program.next_window)
-    addresses = {i: a.base + t.data_ptr() - a.start for a in allocations for t, _, _, i in a.views}
+    views = _views(args)
+    for v in views:
+        if v.tensor.device.type != "cpu":
+            raise LaunchError(f"{kernel}: argument {v.place[0]} is on {v.tensor.device}; the interpreter runs on CPU tensors")
+    allocations = _allocate(views, program.next_window)
+    addresses = {v.place: a.base + v.tensor.data_ptr() - a.start for a in allocations for v in a.views}
     params = _pack(program, args, addresses)
     lib = engine.library()
     launch = engine.Launch(
@@ -288,8 +321,11 @@ def run(
         keep.append(data)
         region(v.base, data.ctypes.data, len(data), f"variable {v.var.name}", v.var.space, v.var.space == "global")
     for a in allocations:
-        names = " and ".join(_argument_name(program, args, i, at) for i, at in sorted(i for _, _, _, i in a.views))
-        read_only = all(is_in for _, _, is_in, _ in a.views)
+        names = " and ".join(
+            f"{i} ({program.params[i][0].name}{f'+{at}' if isinstance(args[i], Struct) else ''})"
+            for i, at in sorted(v.place for v in a.views)
+        )
+        read_only = all(isinstance(v.argument, In) for v in a.views)
         region(a.base, a.start, a.end - a.start, f"argument {names}", writable=not read_only, state=_state(a))
     if cooperative:
         # cooperative groups find the grid's barrier through two environment registers
@@ -313,6 +349,7 @@ def run(
             raise PtxFault(
                 kernel, kind, text, line, program.opcodes[pc], source, tuple(fault.block), tuple(fault.thread)
             )
+        _keep_states(lib, handle, allocations)
         return _report(lib, handle, program, grid, block, shared, regions)
     finally:
         lib.ptx_destroy(handle)

@@ -24,6 +24,16 @@ def test_unwritten_output_is_counted():
     assert {r.name: r.bytes_unwritten for r in report.regions}["argument 0 (a)"] == 256
 
 
+def test_what_one_launch_wrote_is_there_in_the_next():
+    out = Out(torch.zeros(256, dtype=torch.int32))
+    launch("st.global.u32 [%p8], 7;", args=[out, torch.zeros(1)], block=192)
+    report = launch("ld.global.u32 %r4, [%p8];", args=[out, torch.zeros(1)], block=192)
+    assert report.regions[0].bytes_unwritten == 256
+    with pytest.raises(PtxFault) as caught:
+        launch("ld.global.u32 %r4, [%p8];", args=[out, torch.zeros(1)], block=256)
+    assert caught.value.kind == "uninitialised read"
+
+
 def test_write_to_an_input():
     with pytest.raises(PtxFault) as caught:
         launch("st.global.u32 [%p8], 1;", args=[In(torch.zeros(256)), torch.zeros(1)])

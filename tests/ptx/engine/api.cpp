@@ -174,6 +174,12 @@ void ptx_region_counters(const Launch* l, uint64_t base, uint64_t* out) {
   for (uint64_t i = 0; i < r.size; i++) out[3] += r.state[i] == kUnwritten;
 }
 
+// of every byte: defined, never written, undefined or outside
+void ptx_region_state(const Launch* l, uint64_t base, uint8_t* out) {
+  const Region& r = *l->windows[base >> kWindowShift];
+  std::copy(r.state, r.state + r.size, out);
+}
+
 uint32_t ptx_same_value_writes(const Launch* l, uint64_t* out, uint32_t room) {
   uint32_t n = 0;
   for (const auto& [pcs, count] : l->same_value_writes) {
