@@ -10,14 +10,6 @@
 namespace ffkernels::cpu {
 namespace {
 
-template <typename Enum, size_t n>
-Enum parse(const std::string& value, const char* argument, const std::array<const char*, n>& names) {
-  for (size_t i = 0; i < n; ++i) {
-    if (value == names[i]) return static_cast<Enum>(i);
-  }
-  STD_TORCH_CHECK(false, argument, ": unknown value ", value);
-}
-
 Precision parse_precision(const std::string& name) {
   return parse<Precision, 3>(name, "precision", {"highest", "high", "medium"});
 }
@@ -157,10 +149,6 @@ float* set_optimizer(Job& job, Spans& spans, const Tensor& weight, const Optiona
     o.inverse_root_correction2 = static_cast<float>(1.0 / std::sqrt(bias_correction(hyper[2], next)));
   }
   return step;
-}
-
-void check_hyper(const std::vector<double>& hyper, size_t layers) {
-  STD_TORCH_CHECK(hyper.size() == 5 * layers, "hyper: must hold 5 numbers a layer");
 }
 
 void run(const Job& job, const std::string& precision, bool reserve_only = false) {

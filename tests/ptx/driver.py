@@ -146,9 +146,8 @@ def _state(a: _Allocation) -> np.ndarray | None:
     state = np.full(a.end - a.start, _OUTSIDE, dtype=np.uint8)
     for v in a.views:
         before = v.argument.state if isinstance(v.argument, Out) else None
-        _bytes_of(v.tensor, state, a.start)[...] = (
-            before if before is not None else _UNWRITTEN if v.is_out else _DEFINED
-        )
+        new = _UNWRITTEN if v.is_out else _DEFINED
+        _bytes_of(v.tensor, state, a.start)[...] = new if before is None else before
     return state
 
 
@@ -283,7 +282,9 @@ def run(
     views = _views(args)
     for v in views:
         if v.tensor.device.type != "cpu":
-            raise LaunchError(f"{kernel}: argument {v.place[0]} is on {v.tensor.device}; the interpreter runs on CPU tensors")
+            raise LaunchError(
+                f"{kernel}: argument {v.place[0]} is on {v.tensor.device}; the interpreter runs on CPU tensors"
+            )
     allocations = _allocate(views, program.next_window)
     addresses = {v.place: a.base + v.tensor.data_ptr() - a.start for a in allocations for v in a.views}
     params = _pack(program, args, addresses)
