@@ -28,7 +28,7 @@ def test_what_one_launch_wrote_is_there_in_the_next():
     out = Out(torch.zeros(256, dtype=torch.int32))
     launch("st.global.u32 [%p8], 7;", args=[out, torch.zeros(1)], block=192)
     report = launch("ld.global.u32 %r4, [%p8];", args=[out, torch.zeros(1)], block=192)
-    assert report.regions[0].bytes_unwritten == 256
+    assert {r.name: r.bytes_unwritten for r in report.regions}["argument 0 (a)"] == 256
     with pytest.raises(PtxFault) as caught:
         launch("ld.global.u32 %r4, [%p8];", args=[out, torch.zeros(1)], block=256)
     assert caught.value.kind == "uninitialised read"
