@@ -15,7 +15,7 @@ from .ops import (
     ff_step_,
     ff_update_,
 )
-from .optim import SGD, Adam, AdamW, Optimizer
+from .optim import SGD, Adam, AdamW, HintonSGD, Optimizer
 from .training import EarlyStopping, error_percent
 
 __version__ = "0.1.0"
@@ -28,6 +28,7 @@ __all__ = [
     "FFLayer",
     "FFLinear",
     "FFNet",
+    "HintonSGD",
     "LayerStep",
     "NetStep",
     "Optimizer",

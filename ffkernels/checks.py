@@ -171,6 +171,37 @@ def loss_options(threshold: float, temperature: float, goodness: str) -> None:
         option("goodness", goodness, GOODNESS)
 
 
+def peer_mean(
+    peer: object,
+    mean: Tensor | None,  # (N,)
+    weight: Tensor,  # (N, K)
+) -> None:
+    number("peer", peer, 0.0)
+    if peer:
+        if mean is None:
+            raise ValueError(
+                f"peer_mean must be a tensor of shape (N,) where peer is not 0, got None and peer {peer!r}"
+            )
+        like("peer_mean", mean, (weight.shape[0],), "(N,)", state_dtype(weight.dtype), weight.device)
+
+
+def dropout(p: object) -> None:
+    number("dropout", p, 0.0)
+    if p >= 1.0:  # type: ignore[operator]  # number() has seen to it
+        raise ValueError(f"dropout must be in [0, 1), got {p!r}")
+
+
+def dropout_seed(seed: object, x: Tensor) -> None:
+    if not isinstance(seed, Tensor):
+        raise TypeError(f"dropout_seed must be a tensor where a layer has dropout, got {type(seed).__name__}")
+    if seed.dtype != torch.int64:
+        raise TypeError(f"dropout_seed must be torch.int64, got {seed.dtype}")
+    if seed.shape != (1,) or seed.device != x.device:
+        raise ValueError(
+            f"dropout_seed must have shape (1,) on {x.device} as x is, got {tuple(seed.shape)} on {seed.device}"
+        )
+
+
 def labels(name: str, t: Tensor, x: Tensor, dims: int) -> None:
     what = "(B,)" if dims == 1 else "(B, C)"
     if not isinstance(t, Tensor):
@@ -197,7 +228,7 @@ def flat_state(
     "meta" is looked at here, not by the kernels: one such tensor makes the call run the fake kernel instead.
     """
     if not isinstance(optimizer, _Base):
-        raise TypeError(f"optimizer must be ffkernels.SGD, Adam or AdamW, got {type(optimizer).__name__}")
+        raise TypeError(f"optimizer must be ffkernels.SGD, Adam, AdamW or HintonSGD, got {type(optimizer).__name__}")
     tensors = optimizer.flatten(state, bias is not None)
     grad_mode = torch.is_grad_enabled()
     if isinstance(optimizer.lr, Tensor):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from . import checks, ops
+from .dropout import dropout as drop
 from .labels import overlay
 from .optim import Adam, Optimizer, state_dtype
+from .peer import START, new_mean, terms
 
 if TYPE_CHECKING:
     from .training import Record
@@ -68,6 +71,9 @@ class FFLinear(nn.Module):
         bias, device, dtype: as for nn.Linear.
         normalize, eps, activation, goodness, threshold, temperature, precision: as for `ff_step_`.
         optimizer: the fused optimizer of `step`; its state is part of the module's state_dict.
+        peer: strength of peer normalisation in training (`ffkernels.peer`), >= 0; about 0.03. Its running mean is part
+            of the state_dict.
+        dropout: probability with which `FFNet`'s training steps drop each of the layer's inputs, in [0, 1).
 
     Shapes: x (*, K) -> y (*, N), goodness (*,).
 
@@ -91,6 +97,8 @@ class FFLinear(nn.Module):
         temperature: float = 1.0,
         optimizer: Optimizer = Adam(lr=0.03),  # noqa: B008  (frozen)
         precision: str | None = None,
+        peer: float = 0.0,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         checks.count("in_features", in_features, 1, 2**31, "K of x (M, K)")
@@ -101,6 +109,8 @@ class FFLinear(nn.Module):
         checks.loss_options(threshold, temperature, goodness)
         if precision is not None:
             checks.precision(precision)
+        checks.number("peer", peer, 0.0)
+        checks.dropout(dropout)
         self.in_features, self.out_features = in_features, out_features
         self.normalize, self.eps, self.activation, self.precision = normalize, eps, activation, precision
         self.reduction, self.threshold, self.temperature = goodness, threshold, temperature
@@ -111,6 +121,10 @@ class FFLinear(nn.Module):
             raise TypeError(f"dtype must be one of {[str(d) for d in checks.DTYPES]}, got {self.weight.dtype}")
         self.reset_parameters()
         self.optimizer = optimizer
+        self.peer, self.dropout = peer, dropout
+        if peer:
+            mean = torch.full((out_features,), START, dtype=state_dtype(self.weight.dtype), device=device)
+            self.peer_state = _State({"mean": mean})
 
     def reset_parameters(self) -> None:
         """nn.Linear's initialisation: W and b uniform in +-1 / sqrt(K)."""
@@ -127,7 +141,7 @@ class FFLinear(nn.Module):
     @optimizer.setter
     def optimizer(self, value: Optimizer) -> None:
         if not isinstance(value, Optimizer):
-            raise TypeError(f"optimizer must be ffkernels.SGD, Adam or AdamW, got {type(value).__name__}")
+            raise TypeError(f"optimizer must be ffkernels.SGD, Adam, AdamW or HintonSGD, got {type(value).__name__}")
         names = value.state_names(self.bias is not None)
         if "optimizer_state" not in self._modules or tuple(self.state) != names:
             self.optimizer_state = _State(value.init_state(self.weight, self.bias))
@@ -139,6 +153,11 @@ class FFLinear(nn.Module):
         return self.optimizer_state.tensors()
 
     @property
+    def peer_mean(self) -> Tensor | None:
+        """(N,): the running mean activity on positive rows, where the layer has peer normalisation."""
+        return self.peer_state.tensors()["mean"] if self.peer else None
+
+    @property
     def divisor(self) -> int:
         """E: g = G / E."""
         return self.out_features if self.reduction == "mean" else 1
@@ -147,7 +166,7 @@ class FFLinear(nn.Module):
         """What the layer holds, as ff_network_step_ takes it."""
         return ops.FFLayer(
             self.weight, self.bias, self.state, self.optimizer, self.threshold, self.temperature, self.reduction,
-            self.normalize, self.eps, self.activation, self.precision,
+            self.normalize, self.eps, self.activation, self.precision, self.peer, self.peer_mean, self.dropout,
         )  # fmt: skip
 
     def forward_options(self) -> dict[str, Any]:
@@ -196,9 +215,15 @@ class FFLinear(nn.Module):
     ) -> LayerStep:
         """One training step on positive and negative rows. The loss is the mean over all of them."""
         x, sign = _join(x_pos, x_neg)
+        mean, row_term, col_term = self.peer_mean, None, None
+        if mean is not None:
+            row_term, col_term = terms(sign, mean, self.peer, self.divisor)
         y, goodness, loss = ops.ff_step_(
-            x, sign, self.weight, self.bias, self.state, self.optimizer, **self.step_options()
-        )
+            x, sign, self.weight, self.bias, self.state, self.optimizer, row_term=row_term, col_term=col_term,
+            **self.step_options(),
+        )  # fmt: skip
+        if mean is not None:
+            mean.copy_(new_mean(mean, y, sign))
         g, m = goodness / self.divisor, x_pos.shape[0]
         return LayerStep(y[:m], y[m:], g[:m], g[m:], loss)
 
@@ -207,6 +232,8 @@ class FFLinear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
             f"normalize={self.normalize!r}, activation={self.activation!r}, goodness={self.reduction!r}, "
             f"threshold={self.threshold}, temperature={self.temperature}, optimizer={self.optimizer}"
+            + (f", peer={self.peer}" if self.peer else "")
+            + (f", dropout={self.dropout}" if self.dropout else "")
         )
 
 
@@ -379,14 +406,28 @@ class FFNet(nn.Module):
 
     # -- training
 
+    def _dropout_seed(self, given: Tensor | None) -> Tensor | None:
+        """A seed from torch's own generator where one is needed and none is given."""
+        if given is not None or not any(layer.dropout for layer in self.stack):
+            return given
+        return torch.randint(2**62, (1,), device=self.stack[0].weight.device)
+
     def step(
         self,
         x_pos: Tensor,  # (M_pos, K)
         x_neg: Tensor,  # (M_neg, K)
+        *,
+        dropout_seed: Tensor | None = None,  # (1,)
     ) -> NetStep:
-        """One training step of all layers, each fed by what the layer below gave before its own update."""
+        """One training step of all layers, each fed by what the layer below gave before its own update.
+
+        dropout_seed: int64; None draws one from torch's generator where a layer has dropout.
+        """
         x, sign = _join(self._rows(x_pos, "x_pos"), self._rows(x_neg, "x_neg"))
-        totals, loss = ops.ff_network_step_(x, sign, self.stack)
+        seed, layers = self._dropout_seed(dropout_seed), [layer.as_layer() for layer in self.stack]
+        if seed is not None and layers[0].dropout:  # a net cut out of a larger one
+            x, layers[0] = drop(x, layers[0].dropout, seed, 0), replace(layers[0], dropout=0.0)
+        totals, loss = ops.ff_network_step_(x, sign, layers, dropout_seed=seed)
         g, m = self._g(list(totals)), x_pos.shape[0]
         return NetStep(g[:, :m], g[:, m:], loss)
 
@@ -395,16 +436,18 @@ class FFNet(nn.Module):
         x: Tensor,  # (B, K) or (B, C, H, W)
         labels_pos: Tensor,  # (B,)
         labels_neg: Tensor,  # (B,)
+        *,
+        dropout_seed: Tensor | None = None,  # (1,)
     ) -> NetStep:
         """`step` on x under its true labels (positive) and under wrong ones (negative)."""
         checks.inputs("x", x)
         classes, batch = self._classes(), x.shape[0]
         if x.dim() == 4 and x.shape[1] > 1:
             pos, neg = (overlay(x, labels, classes, self.label_strength) for labels in (labels_pos, labels_neg))
-            return self.step(pos, neg)
+            return self.step(pos, neg, dropout_seed=dropout_seed)
         totals, loss = ops.ff_network_step_(
             self._rows(x), None, self.stack, labels=(labels_pos, labels_neg), num_classes=classes,
-            strength=self.label_strength,
+            strength=self.label_strength, dropout_seed=self._dropout_seed(dropout_seed),
         )  # fmt: skip
         g = self._g(list(totals))
         return NetStep(g[:, :batch], g[:, batch:], loss)

@@ -262,7 +262,7 @@ def ff_update_(
 
     Args:
         state: made by ``optimizer.init_state(weight, bias)``.
-        optimizer: ffkernels.SGD, Adam or AdamW.
+        optimizer: ffkernels.SGD, Adam, AdamW or HintonSGD.
         The others as for ff_grad. weight, bias and state must be contiguous and share memory with nothing else given.
     """
     _check_gradient("ff_update_", x, y, coef, weight, bias, x_sqnorm, normalize, eps, activation, row_term, col_term)
@@ -444,6 +444,9 @@ class FFLayer:
     eps: float = 1e-4
     activation: str = "relu"
     precision: str | None = None
+    peer: float = 0.0
+    peer_mean: Tensor | None = None  # (N,), updated where peer is not 0
+    dropout: float = 0.0
 
 
 def _fake_network_step_(x, sign, x_sqnorm, labels_pos, labels_neg, num_classes, strength, weights, *rest):
@@ -458,7 +461,8 @@ def _check_label_options(num_classes: object, strength: object, x: Tensor) -> No
 
 def _enter_network_step_(
     x, sign, x_sqnorm, labels_pos, labels_neg, num_classes, strength, weights, biases, states, has_bias, state_sizes,
-    optimizers, lrs, *rest,
+    optimizers, lrs, hypers, thresholds, temperatures, goodness, normalize, eps, activations, precisions, peers,
+    peer_means, *rest,
 ):  # fmt: skip
     own_bias, first = iter(biases), 0
     for i, weight in enumerate(weights):
@@ -469,7 +473,7 @@ def _enter_network_step_(
             checks.state_tensors(own_state, optimizers[i], lrs[i] if lrs else None, weight, bias)
         except ValueError as error:
             raise ValueError(f"layers[{i}]: {error}") from None
-    checks.targets([*weights, *biases, *states], (x, sign, x_sqnorm, labels_pos, labels_neg, *lrs))
+    checks.targets([*weights, *biases, *states, *peer_means], (x, sign, x_sqnorm, labels_pos, labels_neg, *lrs))
     if labels_pos is None:
         checks.sign_values(sign)
     else:
@@ -482,7 +486,8 @@ _define(
     "(Tensor x, Tensor? sign, Tensor? x_sqnorm, Tensor? labels_pos, Tensor? labels_neg, int num_classes, "
     "float strength, Tensor(a!)[] weights, Tensor(b!)[] biases, Tensor(c!)[] states, "
     "bool[] has_bias, int[] state_sizes, str[] optimizers, Tensor[] lrs, float[] hypers, float[] thresholds, "
-    "float[] temperatures, str[] goodness, str[] normalize, float[] eps, str[] activations, str[] precisions) "
+    "float[] temperatures, str[] goodness, str[] normalize, float[] eps, str[] activations, str[] precisions, "
+    "float[] peers, Tensor(d!)[] peer_means, float[] dropouts, Tensor? dropout_seed) "
     "-> (Tensor goodness, Tensor loss)",
     _fake_network_step_,
     _enter_network_step_,
@@ -498,15 +503,25 @@ def ff_network_step_(
     labels: tuple[Tensor, Tensor] | None = None,  # (B,), (B,)
     num_classes: int | None = None,
     strength: float = 1.0,
+    dropout_seed: Tensor | None = None,  # (1,)
 ) -> tuple[Tensor, Tensor]:
     """A whole network's training step: ff_step_ for each layer, every layer fed by y from before its own update.
 
     Layer l + 1 takes y of layer l, and its goodness as the squared norm of that input.
 
+    A layer's ``peer`` is the strength lambda of peer normalisation (Hinton's published code): with m its ``peer_mean``
+    (N,) as it was before the step, a_m = 2 / (E M) on positive rows and 0 on others, and d = lambda (m - mean(m)), the
+    update's dz has a d^T added to it; then m <- 0.9 m + 0.1 mean of y over the positive rows. Hinton's code takes the
+    mean that includes the batch at hand; with the one before, the update need not wait for the columns' sums.
+
+    A layer's ``dropout`` p zeroes each of its inputs with probability p and divides the others by 1 - p
+    (`ffkernels.dropout.dropout`, the same bits on every backend). The layer below is not affected.
+
     Args:
         layers: `FFLinear` modules or `FFLayer` records, from the input on; each has its own keywords and optimizer. lr
-            must be a tensor in all of them or in none.
+            must be a tensor in all of them or in none. The first one's dropout must be 0.
         x_sqnorm: of the network's input.
+        dropout_seed: int64, must be another one for every step; needed where a layer has dropout.
         labels: (labels_pos, labels_neg), instead of ``sign``: the first layer then does what ff_label_step_ does, with
             M = 2 B rows, the positive before the negative. num_classes, strength: as for ff_label_step_.
 
@@ -552,13 +567,20 @@ def ff_network_step_(
             checks.layer(x, r.weight, r.bias, r.normalize, r.eps, r.activation, width)
             checks.loss_options(r.threshold, r.temperature, r.goodness)
             tensors = checks.flat_state("ff_network_step_", r.optimizer, r.state, r.weight, r.bias)
+            checks.peer_mean(r.peer, r.peer_mean, r.weight)
+            checks.dropout(r.dropout)
+            if r.dropout and not sizes:
+                raise ValueError(f"dropout must be 0 in the first layer, got {r.dropout!r}")
             if grad_mode:
-                checks.no_grad("ff_network_step_", weight=r.weight, bias=r.bias)
+                checks.no_grad("ff_network_step_", weight=r.weight, bias=r.bias, peer_mean=r.peer_mean)
         except (TypeError, ValueError, RuntimeError) as error:
             raise type(error)(f"layers[{i}]: {error}") from None
         states += tensors
         sizes.append(len(tensors))
         width = r.weight.shape[0]
+    dropouts = [r.dropout for r in records]
+    if any(dropouts):
+        checks.dropout_seed(dropout_seed, x)
     lrs = [r.optimizer.lr for r in records if isinstance(r.optimizer.lr, Tensor)]
     if lrs and len(lrs) != len(records):
         raise ValueError(f"lr must be a tensor in all layers or in none, got tensors in {len(lrs)} of {len(records)}")
@@ -586,6 +608,10 @@ def ff_network_step_(
         [r.eps for r in records],
         [r.activation for r in records],
         [checks.precision(r.precision) for r in records],
+        [r.peer for r in records],
+        [r.peer_mean for r in records if r.peer],
+        dropouts,
+        dropout_seed if any(dropouts) else None,
     )
 
 

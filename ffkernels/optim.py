@@ -1,4 +1,4 @@
-"""Optimizers that run inside the fused update: SGD, Adam and AdamW with torch.optim's names and formulas.
+"""Optimizers that run inside the fused update: SGD, Adam and AdamW with torch.optim's names and formulas, HintonSGD.
 
 An optimizer here is a frozen description; the tensors it works on are a plain dict, made by ``init_state``. The dict is
 flat so that it can live in a module's buffers: ``step`` is shared by weight and bias, every other entry of the bias has
@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-__all__ = ["SGD", "Adam", "AdamW", "Optimizer", "state_dtype"]
+__all__ = ["SGD", "Adam", "AdamW", "HintonSGD", "Optimizer", "state_dtype"]
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -53,7 +53,7 @@ _NAMES: dict[tuple[tuple[str, ...], bool], tuple[str, ...]] = {
 
 def state_names(kind: str, length: int, has_bias: bool) -> tuple[str, ...]:
     """Keys of a flat state of ``length`` tensors."""
-    slots = _ADAM if kind in ("adam", "adamw") else _MOMENTUM if length > 1 else ()
+    slots = _ADAM if kind in ("adam", "adamw") else () if kind == "sgd" and length == 1 else _MOMENTUM
     names = _NAMES[slots, has_bias]
     if len(names) != length:
         raise ValueError(f"state must hold {len(names)} tensors {list(names)} for {kind!r}, got {length}")
@@ -204,4 +204,39 @@ class AdamW(Adam):
     kind: ClassVar[str] = "adamw"
 
 
-Optimizer = SGD | Adam | AdamW
+@dataclass(frozen=True)
+class HintonSGD(_Base):
+    """Stochastic gradient descent as Hinton's published Forward-Forward code has it.
+
+    v <- momentum v + (1 - momentum) g from v = 0, weight <- weight - lr (v + weight_decay weight), and the bias alike
+    without weight decay. Unlike `SGD` the momentum averages gradients, so that it does not change their scale, and the
+    weight decay is no part of it.
+
+    Args:
+        lr: learning rate >= 0; a float, or a 0-dimensional float32 tensor on the weight's device that may be changed in
+            place between steps (no recompilation, no new CUDA graph).
+        momentum: in [0, 1). weight_decay: >= 0.
+
+    Raises:
+        ValueError, TypeError: a value that is not finite, out of range or not a number.
+    """
+
+    lr: float | Tensor = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+
+    kind: ClassVar[str] = "hinton_sgd"
+
+    def __post_init__(self) -> None:
+        _check_lr("HintonSGD", self.lr)
+        _check_number("HintonSGD", "momentum", self.momentum, 0.0, 1.0, open_high=True)
+        _check_number("HintonSGD", "weight_decay", self.weight_decay, 0.0)
+
+    def _slots(self) -> tuple[str, ...]:
+        return _MOMENTUM
+
+    def _hyper(self) -> tuple[float, ...]:
+        return (self.momentum, self.weight_decay, 0.0, 0.0)
+
+
+Optimizer = SGD | Adam | AdamW | HintonSGD

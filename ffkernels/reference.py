@@ -15,6 +15,8 @@ import math
 import torch
 from torch import Tensor
 
+from . import peer
+from .dropout import dropout
 from .optim import state_dtype
 
 LEAKY_SLOPE = 0.01  # torch.nn.LeakyReLU's default
@@ -183,6 +185,19 @@ def _adam(
     return param - lr / bias_correction(beta1) * exp_avg / denom, [exp_avg, exp_avg_sq]
 
 
+def _hinton_sgd(
+    param: Tensor,
+    grad: Tensor,
+    slots: list[Tensor],  # [momentum_buffer]
+    lr: Tensor | float,
+    momentum: float,
+    weight_decay: float,
+) -> tuple[Tensor, list[Tensor]]:
+    """Hinton's published code: the momentum averages gradients, the weight decay stands beside it."""
+    buffer = momentum * slots[0] + (1 - momentum) * grad
+    return param - lr * (buffer + weight_decay * param), [buffer]
+
+
 def _optimized(
     params: list[Tensor],  # weight, and bias if there is one
     grads: list[Tensor],  # acc
@@ -201,6 +216,8 @@ def _optimized(
         master = param.to(step.dtype)
         if optimizer == "sgd":
             new, new_slots = _sgd(master, grad, own, step, rate, *hyper[1:])
+        elif optimizer == "hinton_sgd":  # the bias does not decay
+            new, new_slots = _hinton_sgd(master, grad, own, rate, hyper[1], hyper[2] if i == 0 else 0.0)
         else:
             new, new_slots = _adam(optimizer == "adamw", master, grad, own, step, rate, *hyper[1:])
         writes += [(param, new), *zip(own, new_slots, strict=True)]
@@ -380,21 +397,35 @@ def ff_network_step_(
     eps: list[float],  # L
     activations: list[str],  # L
     precisions: list[str],  # L
+    peers: list[float],  # L: lambda of peer normalisation; 0: none
+    peer_means: list[Tensor],  # of the layers whose lambda is not 0: (N_l,) acc, in place
+    dropouts: list[float],  # L: of the layer's input; 0 for the first
+    dropout_seed: Tensor | None,  # (1,) int64
 ) -> tuple[Tensor, Tensor]:  # G (L, M) acc, loss (L,) acc
     if labels_pos is not None and labels_neg is not None:
         x, sign = _label_rows(x, labels_pos, labels_neg, num_classes, strength)
+    assert sign is not None
     totals, losses, writes = [], [], []
-    own_bias, own_state = iter(biases), iter(states)
+    own_bias, own_state, own_mean = iter(biases), iter(states), iter(peer_means)
     for i, weight in enumerate(weights):
+        if dropouts[i] and dropout_seed is not None:
+            x, x_sqnorm = dropout(x, dropouts[i], dropout_seed, i), None
+        row_term = col_term = peer_mean = None
+        if peers[i]:
+            peer_mean = next(own_mean)
+            divisor = weight.shape[0] if goodness[i] == "mean" else 1
+            row_term, col_term = peer.terms(sign, peer_mean, peers[i], divisor)
         (x, x_sqnorm, loss), layer_writes = _step(
             x, sign, weight, next(own_bias) if has_bias[i] else None, [next(own_state) for _ in range(state_sizes[i])],
             optimizers[i], lrs[i] if lrs else None, hypers[OPTIMIZER_FLOATS * i : OPTIMIZER_FLOATS * (i + 1)],
-            thresholds[i], temperatures[i], goodness[i], x_sqnorm, normalize[i], eps[i], activations[i], None, None,
-            precisions[i],
+            thresholds[i], temperatures[i], goodness[i], x_sqnorm, normalize[i], eps[i], activations[i], row_term,
+            col_term, precisions[i],
         )  # fmt: skip
         totals.append(x_sqnorm)  # G of this layer is the squared norm of the next one's input
         losses.append(loss)
         writes += layer_writes
+        if peer_mean is not None:
+            writes.append((peer_mean, peer.new_mean(peer_mean, x, sign)))
     _write(writes)
     return torch.stack(totals), torch.stack(losses)
 

@@ -22,6 +22,7 @@ OPTIMIZERS = {
     "adam": ff.Adam(lr=0.01),
     "adam-decay": ff.Adam(lr=0.02, betas=(0.8, 0.95), eps=1e-3, weight_decay=0.03),
     "adamw": ff.AdamW(lr=0.01, weight_decay=0.1),
+    "hinton": ff.HintonSGD(lr=0.02, momentum=0.8, weight_decay=0.05),
 }
 
 
@@ -101,8 +102,13 @@ def arguments(op, *, rows=6, depth=8, cols=5, bias=True, optimizer="adam", dtype
         return {**update, **peer, "sign": sign, "x_sqnorm": sqnorm}
     if op == "ff_network_step_":
         _, _, w2, b2 = layer(1, cols, 4, bias=bias, dtype=dtype, device=device, seed=seed + 1)
-        layers = [ff.FFLayer(w, b, chosen.init_state(w, b), chosen) for w, b in ((weight, offset), (w2, b2))]
-        return {"x": x, "sign": sign, "layers": layers, "x_sqnorm": sqnorm}
+        layers = [
+            ff.FFLayer(w, b, chosen.init_state(w, b), chosen, peer=0.3, peer_mean=torch.rand(len(w), **like))
+            for w, b in ((weight, offset), (w2, b2))
+        ]
+        layers[1].dropout = 0.25
+        extra = {"x_sqnorm": sqnorm, "dropout_seed": torch.tensor([seed - 2**40], device=device)}
+        return {"x": x, "sign": sign, "layers": layers, **extra}
     if op == "ff_label_forward":
         return {**base, "labels": torch.stack(labels, 1), "num_classes": 3}
     return {

@@ -3,6 +3,8 @@
 Nothing here is taken from the package but the optimizers' descriptions; the tests compare the package with it.
 """
 
+import functools
+
 import torch
 import torch.nn.functional as F
 
@@ -35,8 +37,26 @@ def loss_of(goodness, sign, *, threshold=2.0, temperature=1.0):
     return temperature * torch.logaddexp(u, torch.zeros_like(u)).mean()
 
 
+class HintonSGD(torch.optim.Optimizer):
+    """The updates of Hinton's published code; the parameters are weight, bias."""
+
+    def __init__(self, params, lr, momentum, weight_decay):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self):
+        (group,) = self.param_groups
+        for i, param in enumerate(group["params"]):
+            velocity = self.state[param].setdefault("momentum_buffer", torch.zeros_like(param))
+            velocity.mul_(group["momentum"]).add_(param.grad, alpha=1 - group["momentum"])
+            step = velocity if i == 1 else velocity + group["weight_decay"] * param
+            param.sub_(group["lr"] * step)
+
+
 def torch_optimizer(optimizer, params):
-    """torch.optim's own optimizer of the same description."""
+    """torch.optim's own optimizer of the same description, or the one above."""
+    if isinstance(optimizer, ff.HintonSGD):
+        return HintonSGD(params, optimizer.lr, optimizer.momentum, optimizer.weight_decay)
     if isinstance(optimizer, ff.SGD):
         return torch.optim.SGD(
             params, optimizer.lr, optimizer.momentum, optimizer.dampening, optimizer.weight_decay, optimizer.nesterov
@@ -78,6 +98,44 @@ def gradient(x, sign, weight, bias=None, **options):
     layer = AutogradLayer(weight, bias, ff.SGD())
     _, _, loss, extra = layer.loss(x, sign, **options)
     return torch.autograd.grad(loss + extra, layer.params)
+
+
+def peer_terms(record, sign):
+    """What peer normalisation adds to dz: a over the rows, d over the columns."""
+    if not record.peer:
+        return {}
+    divisor = record.weight.shape[0] if record.goodness == "mean" else 1
+    mean = record.peer_mean.to(sign.dtype)
+    return {
+        "row_term": 2 / (divisor * len(sign)) * (sign == 1).to(sign.dtype),
+        "col_term": record.peer * (mean - mean.mean()),
+    }
+
+
+def peer_mean_after(record, y, sign):
+    mean = record.peer_mean.to(y.dtype)
+    return 0.9 * mean + 0.1 * y[sign == 1].mean(0) if bool((sign == 1).any()) else mean
+
+
+def philox(counter, key):
+    """Philox4x32-10 (Salmon et al. 2011) in Python's integers."""
+    for _ in range(10):
+        a, b = counter[0] * 0xD2511F53, counter[2] * 0xCD9E8D57
+        counter = [b >> 32 ^ counter[1] ^ key[0], b & 0xFFFFFFFF, a >> 32 ^ counter[3] ^ key[1], a & 0xFFFFFFFF]
+        key = [(key[0] + 0x9E3779B9) & 0xFFFFFFFF, (key[1] + 0xBB67AE85) & 0xFFFFFFFF]
+    return counter
+
+
+@functools.lru_cache
+def kept(rows, cols, p, seed, layer):
+    """(rows, cols) of 0 and 1: what dropout keeps of a layer's input."""
+    key = [seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF]
+    words = [[w for j in range(0, cols, 4) for w in philox([j // 4, m, layer, 0], key)][:cols] for m in range(rows)]
+    return torch.tensor(words, dtype=torch.float64).ge(p * 2**32).double()
+
+
+def dropped(x, p, seed, layer):
+    return x * kept(*x.shape, p, int(seed), layer).to(x.device, x.dtype) / (1 - p) if p else x
 
 
 def overlay(x, labels, num_classes, strength=1.0):
@@ -151,13 +209,17 @@ def computed_by_torch(op, given, dtype):
         results, totals, losses = {}, [], []
         for i, record in enumerate(given["layers"]):
             twin = AutogradLayer(record.weight.to(dtype), _cast(record.bias, dtype), record.optimizer)
+            x, sign = dropped(x, record.dropout, given["dropout_seed"], i), given["sign"]
             x, total, loss = twin.step(
-                x, given["sign"], goodness=record.goodness, threshold=record.threshold, temperature=record.temperature,
+                x, sign, **peer_terms(record, sign), goodness=record.goodness, threshold=record.threshold,
+                temperature=record.temperature,
                 normalize=record.normalize, activation=record.activation,
             )  # fmt: skip
             totals.append(total)
             losses.append(loss)
             results |= {f"{i}.{name}": t for name, t in _after(twin).items()}
+            if record.peer:
+                results[f"{i}.peer_mean"] = peer_mean_after(record, x, sign)
         return {"goodness": torch.stack(totals), "loss": torch.stack(losses), **results}
     twin = AutogradLayer(weight, bias, given["optimizer"])
     y, total, loss = twin.step(x, given["sign"], **options, **layer, **peer)

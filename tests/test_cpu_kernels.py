@@ -65,6 +65,7 @@ def arguments(op, shape, mode, options=(), *, classes=3, peers=True, seed=0, **m
                 size = (rows, classes) if name == "labels" else (rows,)
                 options[name] = torch.randint(classes, size, generator=g)
     if op == "ff_network_step_":
+        options |= {} if peers else {"peer": 0.0, "peer_mean": None, "dropout": 0.0}
         return given | {"layers": [ff.FFLayer(**vars(record) | options) for record in given["layers"]]}
     return given | options
 

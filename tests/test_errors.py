@@ -1,6 +1,7 @@
 """Bad input: every case names the argument and what was given, and changes nothing."""
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import cases
@@ -243,6 +244,27 @@ for _label, _change, _error, *_says in [
     ("labels without num_classes", lambda a: {**two_labels(a), "num_classes": None}, TypeError, "num_classes", "None"),
     ("labels and x_sqnorm", lambda a: {**two_labels(a), "x_sqnorm": a["x_sqnorm"]}, ValueError, "x_sqnorm", "labels"),
     ("no rows", lambda a: {"x": a["x"][:0]}, ValueError, "x", "(0, 8)"),
+    ("peer", second(peer=-0.1), ValueError, "layers[1]", "peer", ">= 0", "-0.1"),
+    ("peer is a string", second(peer="0.1"), TypeError, "layers[1]", "peer", "'0.1'"),
+    ("no peer_mean", second(peer_mean=None), ValueError, "layers[1]", "peer_mean", "(N,)", "None"),
+    ("peer_mean shape", second(peer_mean=torch.ones(5)), ValueError, "layers[1]", "peer_mean", "(4,)", "(5,)"),
+    ("peer_mean dtype", second(peer_mean=torch.ones(4).half()), TypeError, "layers[1]", "peer_mean", "float16"),
+    ("peer_mean grad", second(peer_mean=torch.ones(4).requires_grad_()), RuntimeError, "layers[1]", "peer_mean"),
+    ("peer_mean strides", second(peer_mean=torch.ones(8)[::2]), ValueError, "contiguous", "(2,)"),
+    ("dropout 1", second(dropout=1.0), ValueError, "layers[1]", "dropout", "[0, 1)", "1.0"),
+    ("dropout negative", second(dropout=-0.5), ValueError, "layers[1]", "dropout", "-0.5"),
+    ("dropout is a bool", second(dropout=True), TypeError, "layers[1]", "dropout", "True"),
+    (
+        "dropout of the first layer",
+        lambda a: {"layers": [replace(a["layers"][0], dropout=0.5), a["layers"][1]]},
+        ValueError,
+        "layers[0]",
+        "dropout",
+        "0.5",
+    ),
+    ("no dropout_seed", lambda a: {"dropout_seed": None}, TypeError, "dropout_seed", "NoneType"),
+    ("dropout_seed shape", lambda a: {"dropout_seed": torch.tensor(3)}, ValueError, "dropout_seed", "(1,)", "()"),
+    ("dropout_seed dtype", lambda a: {"dropout_seed": torch.ones(1)}, TypeError, "dropout_seed", "int64", "float32"),
 ]:
     bad_call("ff_network_step_", _label, _change, _error, *_says)
 bad_call("ff_network_step_", "layers share state", lambda a: {"layers": [a["layers"][0]] * 2}, ValueError,
@@ -254,6 +276,8 @@ bad_call("ff_network_step_", "layers share state", lambda a: {"layers": [a["laye
 for _make, _name, _value, _error in [
     (ff.SGD, "lr", -1.0, ValueError), (ff.SGD, "lr", NAN, ValueError), (ff.Adam, "lr", INF, ValueError),
     (ff.Adam, "lr", "0.1", TypeError), (ff.SGD, "momentum", -0.1, ValueError), (ff.SGD, "momentum", NAN, ValueError),
+    (ff.HintonSGD, "momentum", 1.0, ValueError), (ff.HintonSGD, "weight_decay", -0.1, ValueError),
+    (ff.HintonSGD, "lr", "0.1", TypeError),
     (ff.SGD, "dampening", INF, ValueError), (ff.SGD, "weight_decay", -1, ValueError),
     (ff.SGD, "nesterov", 1, TypeError),
     (ff.AdamW, "weight_decay", NAN, ValueError), (ff.Adam, "eps", -1e-8, ValueError), (ff.Adam, "eps", True, TypeError),

@@ -343,3 +343,27 @@ def test_every_dtype_trains(dtype):
     assert loss.dtype == cases.acc(dtype)
     assert loss.isfinite().all()
     assert all(not torch.equal(before[n], t) for n, t in net.state_dict().items() if n.endswith("weight"))
+
+
+def test_peer_normalisation_of_a_layer_is_that_of_a_net_of_one():
+    torch.manual_seed(0)
+    layer = ff.FFLinear(7, 6, peer=0.5, optimizer=ff.HintonSGD(lr=0.1, weight_decay=0.01))
+    net = ff.FFNet([copy.deepcopy(layer)])
+    x_pos, x_neg = torch.randn(5, 7), torch.randn(3, 7)
+    for _ in range(3):
+        layer.step(x_pos, x_neg)
+        net.step(x_pos, x_neg)
+    for name, t in layer.state_dict().items():
+        independent.assert_close(net.layers[0].state_dict()[name], t, 1e-5, name)
+    assert (layer.peer_mean != 0.5).all()
+
+
+def test_peer_mean_is_saved_and_stays_float32():
+    layer = ff.FFLinear(7, 6, peer=0.1)
+    layer.step(torch.randn(5, 7), torch.randn(5, 7))
+    other = ff.FFLinear(7, 6, peer=0.1)
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(other.peer_mean, layer.peer_mean)
+    assert layer.to(torch.bfloat16).peer_mean.dtype == torch.float32
+    assert "peer=0.1" in repr(layer)
+    assert ff.FFLinear(7, 6).peer_mean is None

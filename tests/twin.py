@@ -177,15 +177,22 @@ def _step(x, sign, layer, how):
 
 def _network(x, sign, given, how):
     results, totals, losses, sqnorm = {}, [], [], given.get("x_sqnorm")
+    sign = sign.to(how.dtype)
     for i, record in enumerate(given["layers"]):
+        if record.dropout:
+            x, sqnorm = how.stored(independent.dropped(x, record.dropout, given["dropout_seed"], i)), None
         tensors = {
             n: None if t is None else t.to(how.dtype) for n, t in vars(record).items() if n in ("weight", "bias")
         }
-        layer = _step(x, sign, vars(record) | tensors | {"x_sqnorm": sqnorm}, how)
+        layer = _step(
+            x, sign, vars(record) | tensors | independent.peer_terms(record, sign) | {"x_sqnorm": sqnorm}, how
+        )
         x, sqnorm = layer.pop("y"), layer.pop("goodness")
         totals.append(sqnorm)
         losses.append(layer.pop("loss"))
         results |= {f"{i}.{n}": t for n, t in layer.items()}
+        if record.peer:
+            results[f"{i}.peer_mean"] = independent.peer_mean_after(record, x, sign)
     return {"goodness": torch.stack(totals), "loss": torch.stack(losses), **results}
 
 

@@ -161,6 +161,9 @@ inline void optimize(const OptimizerStep& o, const float* gradient, T* weight, f
         g = o.nesterov ? g + o.momentum * *s0 : *s0;
       }
       return w - o.lr * g;
+    } else if constexpr (kind == Optimizer::hinton_sgd) {
+      *s0 = o.momentum * *s0 + o.rest1 * g;
+      return w - o.lr * (*s0 + o.weight_decay * w);
     } else {
       if constexpr (kind == Optimizer::adamw) {
         w = w * (1.f - o.lr * o.weight_decay);

@@ -9,7 +9,7 @@ enum class Type : uint8_t { float32, bfloat16 };
 enum class Precision : uint8_t { highest, high, medium };
 enum class Normalize : uint8_t { none, l2, rms };
 enum class Activation : uint8_t { relu, leaky_relu, gelu, silu, tanh };
-enum class Optimizer : uint8_t { sgd, adam, adamw };
+enum class Optimizer : uint8_t { sgd, adam, adamw, hinton_sgd };
 
 struct Matrix {
   const void* data = nullptr;
@@ -30,7 +30,7 @@ struct OptimizerStep {
   float lr = 0, weight_decay = 0;
   float momentum = 0, dampening = 0;
   float beta1 = 0, beta2 = 0, eps = 0;
-  float rest1 = 0, rest2 = 0;                         // 1 - beta1, 1 - beta2, which float32 would round again
+  float rest1 = 0, rest2 = 0;                         // 1 - beta (or momentum), which float32 would round again
   float step_size = 0, inverse_root_correction2 = 0;  // lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t)
   float* slot[2] = {nullptr, nullptr};                // of the weight: momentum_buffer, or exp_avg and exp_avg_sq
   float* bias_slot[2] = {nullptr, nullptr};
@@ -46,6 +46,15 @@ struct Labels {
   int64_t row_stride[2] = {0, 0}, candidate_stride = 0;
 };
 
+// Of x's values (ffkernels/dropout.py).
+struct Dropout {
+  bool on = false;
+  float scale = 1;     // 1 / (1 - p)
+  uint32_t below = 0;  // random bits below it drop a value
+  uint32_t layer = 0;
+  uint64_t seed = 0;
+};
+
 struct Job {
   int64_t rows = 0, cols = 0, depth = 0;  // of x (rows, depth), weight (cols, depth)
   Type type = Type::float32;              // of x, weight, bias, y, p and the gradients
@@ -57,6 +66,7 @@ struct Job {
   float eps = 0;
   Activation activation = Activation::relu;
   Labels labels;
+  Dropout dropout;  // not together with labels
 
   // forward: results (rows * candidates, cols), contiguous
   bool forward = false;
@@ -74,7 +84,8 @@ struct Job {
   Matrix gradient_y;  // y (or p) where the forward pass did not make it here
   Floats coef;        // (rows,) where the loss does not give it
   Floats row_term, col_term;
-  void* grad_weight = nullptr;  // (cols, depth), contiguous: store the gradient; null: run the optimizer
+  float* positive_sum = nullptr;  // (cols,): of y over the positive rows; null: not wanted
+  void* grad_weight = nullptr;    // (cols, depth), contiguous: store the gradient; null: run the optimizer
   void* grad_bias = nullptr;
   void* new_weight = nullptr;  // = weight.data, contiguous, where the optimizer runs
   void* new_bias = nullptr;

@@ -52,7 +52,9 @@ std::tuple<Tensor, Tensor> ff_network_step_(
     const std::vector<int64_t>& state_sizes, const std::vector<std::string>& optimizers, const Tensors& lrs,
     const std::vector<double>& hypers, const std::vector<double>& thresholds, const std::vector<double>& temperatures,
     const std::vector<std::string>& goodness, const std::vector<std::string>& normalize, const std::vector<double>& eps,
-    const std::vector<std::string>& activations, const std::vector<std::string>& precisions);
+    const std::vector<std::string>& activations, const std::vector<std::string>& precisions,
+    const std::vector<double>& peers, const Tensors& peer_means, const std::vector<double>& dropouts,
+    const OptionalTensor& dropout_seed);
 
 std::tuple<Tensor, Tensor, Tensor> ff_label_forward(const Tensor& x, const Tensor& labels, const Tensor& weight,
                                                     const OptionalTensor& bias, int64_t num_classes, double strength,

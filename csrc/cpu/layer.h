@@ -12,6 +12,7 @@
 // what another one writes, so results do not depend on timing.
 #pragma once
 
+#include "cpu/dropout.h"
 #include "cpu/elementwise.h"
 
 namespace ffkernels::cpu::FFK_NAMESPACE {
@@ -208,6 +209,12 @@ class Layer {
 
   // -- pack
 
+  static float rounded(float value) {  // to T
+    T narrow;
+    set(&narrow, value);
+    return get(narrow);
+  }
+
   static float squared_norm(const float* row, int64_t n) {
     Vector total[4] = {};
     int64_t i = 0;
@@ -231,7 +238,12 @@ class Layer {
   void pack_strip(int64_t row, float* space) {
     const int64_t count = smaller(kStrip, rows_ - row), depth = job_.depth;
     int64_t stride;
-    const float* x = as_floats(job_.x, row0_ + row, count, depth, space, &stride, labels_.num_classes > 0);
+    const float* x =
+        as_floats(job_.x, row0_ + row, count, depth, space, &stride, labels_.num_classes > 0 || job_.dropout.on);
+    for (int64_t i = 0; i < count && job_.dropout.on; ++i) {
+      drop_row(job_.dropout, row0_ + row + i, space + i * stride, depth);
+      for (int64_t k = 0; sizeof(T) == 2 && k < depth; ++k) space[i * stride + k] = rounded(space[i * stride + k]);
+    }
     for (int64_t i = 0; i < count && labels_.num_classes > 0; ++i) {
       for (int64_t k = 0; k < labels_.num_classes; ++k) space[i * stride + k] = 0.f;
     }
@@ -479,7 +491,12 @@ class Layer {
           const int64_t used = smaller(kLanes, cols - n);
           Vector dz = twice * (used == kLanes ? load(p + n) : load_part(p + n, used));
           if (peers) {
-            for (int64_t j = 0; j < used; ++j) dz[j] += term * job_.col_term[first + n + j];
+            const Floats& d = job_.col_term;
+            if (used == kLanes && d.stride == 1) {
+              dz += term * load(d.data + first + n);
+            } else {
+              for (int64_t j = 0; j < used; ++j) dz[j] += term * d[first + n + j];
+            }
           }
           store(bias + n, begin_bias ? dz : load(bias + n) + dz);
           dz *= r;
@@ -489,6 +506,19 @@ class Layer {
       }
     }
     for (int64_t n = 0; n < cols; ++n) grad_bias_[first + n] += bias[n];
+  }
+
+  // Adds y of the positive rows of a strip to their columns' sums.
+  void add_positive(int64_t row, int64_t count, int64_t first, int64_t cols, const Own& own) const {
+    float* sum = own.bias_sum;  // free again; a strip's sum for itself, so that long sums round little
+    for (int64_t n = 0; n < cols; ++n) sum[n] = 0.f;
+    for (int64_t i = 0; i < count; ++i) {
+      // of a row's candidates the first one is positive
+      if (labels_.num_classes == 0 && job_.sign[row0_ + row + i] < 0.f) continue;
+      const T* y = static_cast<const T*>(job_.y) + result_row(row0_ + row + i, 0) * job_.cols + first;
+      for (int64_t n = 0; n < cols; ++n) sum[n] += get(y[n]);
+    }
+    for (int64_t n = 0; n < cols; ++n) job_.positive_sum[first + n] += sum[n];
   }
 
   template <Optimizer kind>
@@ -503,7 +533,8 @@ class Layer {
 
   template <Optimizer kind>
   void optimize_bias(int64_t first, int64_t count) const {
-    const OptimizerStep& o = job_.optimizer;
+    OptimizerStep o = job_.optimizer;
+    if (kind == Optimizer::hinton_sgd) o.weight_decay = 0.f;
     optimize<kind>(o, grad_bias_ + first, static_cast<T*>(job_.new_bias) + first,
                    o.bias_slot[0] ? o.bias_slot[0] + first : nullptr, o.bias_slot[1] ? o.bias_slot[1] + first : nullptr,
                    count, 0);
@@ -518,6 +549,8 @@ class Layer {
         return function(std::integral_constant<Optimizer, Optimizer::adam>{});
       case Optimizer::adamw:
         return function(std::integral_constant<Optimizer, Optimizer::adamw>{});
+      case Optimizer::hinton_sgd:
+        return function(std::integral_constant<Optimizer, Optimizer::hinton_sgd>{});
     }
   }
 
@@ -532,6 +565,7 @@ class Layer {
     const int64_t stride = grad_blocks_ * grad_block_;
     if (first_block_) {
       for (int64_t n = 0; n < cols; ++n) grad_bias_[first + n] = job_.given_bias ? job_.given_bias[first + n] : 0.f;
+      for (int64_t n = 0; job_.positive_sum && n < cols; ++n) job_.positive_sum[first + n] = 0.f;
       for (int64_t c = 0; c < labels_.num_classes; ++c) {
         for (int64_t n = 0; n < cols; ++n) grad_labels_[c * stride + first + n] = 0.f;
       }
@@ -539,6 +573,7 @@ class Layer {
     for (int64_t row = 0; row < rows_; row += kStrip) {
       const int64_t count = smaller(kStrip, rows_ - row);
       scale_strip(row, count, first, cols, own);
+      if (job_.positive_sum) add_positive(row, count, first, cols, own);
       for (int64_t n = 0; n < cols; n += Core::kRows) {
         Core::pack_a_cols(own.scaled + n, grad_block_, smaller(Core::kRows, cols - n), count,
                           own.gradient + (n * grad_rows_ + row * Core::kRows) * kUnit);

@@ -105,6 +105,56 @@ void set_label_pair(Job& job, Spans& spans, const Tensor& labels_pos, const Tens
   spans.input(labels_neg);
 }
 
+Dropout parse_dropout(double p, const OptionalTensor& seed, size_t layer) {
+  Dropout dropout;
+  if (p == 0.0) return dropout;
+  STD_TORCH_CHECK(p > 0.0 && p < 1.0 && layer > 0, "dropout: must be in [0, 1), and 0 in the first layer");
+  STD_TORCH_CHECK(seed, "dropout_seed: must be given");
+  const auto* data = static_cast<const int64_t*>(checked_data(*seed, "dropout_seed", 1, ScalarType::Long));
+  check_size(*seed, "dropout_seed", 0, 1);
+  dropout.on = true;
+  dropout.scale = static_cast<float>(1.0 / (1.0 - p));
+  dropout.below = static_cast<uint32_t>(p * 4294967296.0);
+  dropout.layer = static_cast<uint32_t>(layer);
+  dropout.seed = static_cast<uint64_t>(*data);
+  return dropout;
+}
+
+// A layer's peer normalisation (ffkernels/peer.py): its terms, and what becomes of the running mean after the step.
+class Peers {
+ public:
+  Peers(Job& job, Spans& spans, double strength, const Tensor& mean, int64_t rows)
+      : mean_(static_cast<float*>(spans.target(mean, "peer_mean", {job.cols}, ScalarType::Float))),
+        row_term_(rows),
+        col_term_(job.cols),
+        positive_sum_(job.cols) {
+    const bool labelled = job.labels.num_classes > 0;
+    const float a = 2.f / (job.divisor * static_cast<float>(rows));
+    for (int64_t m = 0; m < rows; ++m) {
+      const bool positive = labelled ? m < rows / 2 : job.sign[m] > 0.f;
+      row_term_[m] = positive ? a : 0.f;
+      positives_ += positive;
+    }
+    double total = 0;
+    for (int64_t n = 0; n < job.cols; ++n) total += mean_[n];
+    const auto average = static_cast<float>(total / static_cast<double>(job.cols));
+    for (int64_t n = 0; n < job.cols; ++n) col_term_[n] = static_cast<float>(strength) * (mean_[n] - average);
+    job.row_term = {row_term_.data(), 1};
+    job.col_term = {col_term_.data(), 1};
+    job.positive_sum = positive_sum_.data();
+  }
+  void update() const {
+    if (positives_ == 0) return;
+    const float each = 0.1f / static_cast<float>(positives_);
+    for (size_t n = 0; n < positive_sum_.size(); ++n) mean_[n] = 0.9f * mean_[n] + each * positive_sum_[n];
+  }
+
+ private:
+  float* mean_;
+  int64_t positives_ = 0;
+  std::vector<float> row_term_, col_term_, positive_sum_;
+};
+
 // Adam's bias correction 1 - beta^t, in double: it cancels for small t.
 double bias_correction(double beta, double step) { return 1.0 - std::pow(beta, step); }
 
@@ -112,9 +162,10 @@ double bias_correction(double beta, double step) { return 1.0 - std::pow(beta, s
 float* set_optimizer(Job& job, Spans& spans, const Tensor& weight, const OptionalTensor& bias, const Tensor* state,
                      int64_t state_size, const std::string& kind, const Tensor* lr, const double* hyper) {
   OptimizerStep& o = job.optimizer;
-  o.kind = parse<Optimizer, 3>(kind, "optimizer", {"sgd", "adam", "adamw"});
+  o.kind = parse<Optimizer, 4>(kind, "optimizer", {"sgd", "adam", "adamw", "hinton_sgd"});
   const int64_t params = bias ? 2 : 1;
-  const int64_t slots = o.kind != Optimizer::sgd ? 2 : state_size > 1 ? 1 : 0;
+  const bool adam = o.kind == Optimizer::adam || o.kind == Optimizer::adamw;
+  const int64_t slots = adam ? 2 : o.kind == Optimizer::sgd && state_size == 1 ? 0 : 1;
   STD_TORCH_CHECK(state_size == 1 + slots * params, "state: has ", state_size, " tensors");
   job.new_weight = spans.target(weight, "weight", {job.cols, job.depth}, dtype_of(job.type));
   if (bias) job.new_bias = spans.target(*bias, "bias", {job.cols}, dtype_of(job.type));
@@ -137,6 +188,10 @@ float* set_optimizer(Job& job, Spans& spans, const Tensor& weight, const Optiona
     o.dampening = static_cast<float>(hyper[2]);
     o.weight_decay = static_cast<float>(hyper[3]);
     o.nesterov = hyper[4] != 0.0;
+  } else if (o.kind == Optimizer::hinton_sgd) {
+    o.momentum = static_cast<float>(hyper[1]);
+    o.rest1 = static_cast<float>(1.0 - hyper[1]);
+    o.weight_decay = static_cast<float>(hyper[2]);
   } else {
     const double next = static_cast<double>(*step) + 1.0;
     o.beta1 = static_cast<float>(hyper[1]);
@@ -307,12 +362,15 @@ std::tuple<Tensor, Tensor> ff_network_step_(
     const std::vector<int64_t>& state_sizes, const std::vector<std::string>& optimizers, const Tensors& lrs,
     const std::vector<double>& hypers, const std::vector<double>& thresholds, const std::vector<double>& temperatures,
     const std::vector<std::string>& goodness, const std::vector<std::string>& normalize, const std::vector<double>& eps,
-    const std::vector<std::string>& activations, const std::vector<std::string>& precisions) {
+    const std::vector<std::string>& activations, const std::vector<std::string>& precisions,
+    const std::vector<double>& peers, const Tensors& peer_means, const std::vector<double>& dropouts,
+    const OptionalTensor& dropout_seed) {
   const size_t count = weights.size();
   STD_TORCH_CHECK(count > 0 && has_bias.size() == count && state_sizes.size() == count && optimizers.size() == count &&
                       thresholds.size() == count && temperatures.size() == count && goodness.size() == count &&
                       normalize.size() == count && eps.size() == count && activations.size() == count &&
-                      precisions.size() == count && (lrs.empty() || lrs.size() == count),
+                      precisions.size() == count && peers.size() == count && dropouts.size() == count &&
+                      (lrs.empty() || lrs.size() == count),
                   "layers: every list must have an entry a layer");
   check_hyper(hypers, count);
   STD_TORCH_CHECK(labels_pos.has_value() == labels_neg.has_value() && labels_pos.has_value() != sign.has_value(),
@@ -325,6 +383,8 @@ std::tuple<Tensor, Tensor> ff_network_step_(
 
   std::vector<Job> jobs(count);
   std::vector<float*> steps(count);
+  std::vector<Peers> own_peers;
+  own_peers.reserve(count);
   Spans spans;
   std::vector<float> signs(rows, 1.f);  // of the rows above a labelled first layer
   std::fill(signs.begin() + rows / 2, signs.end(), -1.f);
@@ -359,6 +419,12 @@ std::tuple<Tensor, Tensor> ff_network_step_(
     steps[i] = set_optimizer(job, spans, weights[i], bias, &states[state_at], state_sizes[i], optimizers[i],
                              lrs.empty() ? nullptr : &lrs[i], &hypers[5 * i]);
     state_at += state_sizes[i];
+    job.dropout = parse_dropout(dropouts[i], dropout_seed, i);
+    if (job.dropout.on) job.x_sqnorm = {};  // of other values than the layer below gave
+    if (peers[i] != 0.0) {
+      STD_TORCH_CHECK(own_peers.size() < peer_means.size(), "peer_means: too few");
+      own_peers.emplace_back(job, spans, peers[i], peer_means[own_peers.size()], rows);
+    }
     job.forward = true;
     job.goodness = total + i * rows;
     job.loss = loss + i;
@@ -375,6 +441,7 @@ std::tuple<Tensor, Tensor> ff_network_step_(
   }
   for (size_t i = 0; i < count; ++i) run(jobs[i], precisions[i]);
   for (float* step : steps) *step += 1.f;
+  for (const Peers& own : own_peers) own.update();
   return {totals, losses};
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 
-from ..optim import SGD, Adam, Optimizer
+from ..optim import SGD, Adam
 
 FLOAT = 4  # bytes: all tensors are float32
 CLASSES = 10
@@ -26,7 +26,7 @@ class Case:
     kind: str
     batch: int  # positive rows, and as many negative ones; images of "labels" and "predict"
     sizes: tuple[int, ...]  # the input's width, then each layer's
-    optimizer: Optimizer = field(default=_ADAM)
+    optimizer: SGD | Adam = field(default=_ADAM)
     quick: bool = False  # part of the short run
 
     @property

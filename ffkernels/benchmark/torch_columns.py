@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..optim import SGD, Optimizer
+from ..optim import SGD, Adam
 from .cases import CLASSES
 from .problem import Problem
 
@@ -89,13 +89,13 @@ def _train(
     return {"y": x, "goodness": totals, "loss": losses}
 
 
-def _torch_optimizer(optimizer: Optimizer, parameters: list[Tensor]) -> torch.optim.Optimizer:
+def _torch_optimizer(optimizer: SGD | Adam, parameters: list[Tensor]) -> torch.optim.Optimizer:
     if isinstance(optimizer, SGD):
         return torch.optim.SGD(parameters, lr=optimizer.lr, momentum=optimizer.momentum, fused=True)
     return torch.optim.Adam(parameters, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, fused=True)
 
 
-def _formula_(optimizer: Optimizer, param: Tensor, grad: Tensor, state: dict[str, Tensor], suffix: str) -> None:
+def _formula_(optimizer: SGD | Adam, param: Tensor, grad: Tensor, state: dict[str, Tensor], suffix: str) -> None:
     """The optimizer's step on one parameter, in place."""
     if isinstance(optimizer, SGD):
         buffer = state[f"momentum_buffer{suffix}"].mul_(optimizer.momentum).add_(grad)
