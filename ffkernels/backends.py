@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from . import _extension
+from .triton import device as triton_device
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 ALL_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -50,7 +51,7 @@ _KERNELS: dict[tuple[str, str], Kernel] = {}
 _UNAVAILABLE: dict[str, Callable[[], str | None]] = {
     "reference": lambda: None,
     "cpu": _cpu_unavailable,
-    "triton": _no_kernels("triton"),
+    "triton": triton_device.unavailable,
     "cuda": _no_kernels("cuda"),
 }
 _chosen: dict[tuple[str, str, torch.dtype], Callable] = {}  # what kernel() has found under the present setting
@@ -73,6 +74,7 @@ _CPU_OPS = (
 )
 for _op in _CPU_OPS:
     register("cpu", _op, devices=("cpu",), dtypes=(torch.float32, torch.bfloat16))
+    register("triton", _op, devices=("cuda",), dtypes=(torch.float32, torch.bfloat16, torch.float16))
 
 
 def unavailable(backend: str) -> str | None:
@@ -88,7 +90,11 @@ def _refusal(backend: str, op: str, device: str, dtype: torch.dtype) -> str | No
     found = _KERNELS.get((op, backend))
     if found is None:
         return f"it has no kernel for {op}"
-    if found.devices is not None and device not in found.devices:
+    if (
+        found.devices is not None
+        and device not in found.devices
+        and not (backend == "triton" and device in triton_device.stand_ins())
+    ):
         return f"its {op} runs on {'/'.join(found.devices)} tensors, not on {device}"
     if dtype not in found.dtypes:
         return f"its {op} takes {', '.join(str(d) for d in found.dtypes)}, not {dtype}"

@@ -51,10 +51,17 @@ def _define(op: str, schema: str, fake: Callable, entry_check: Callable = lambda
         entry_check(*args)
         return compute(*args)
 
+    def run_triton(*args: Any) -> Any:
+        from .triton import launch  # imports triton
+
+        entry_check(*args)
+        return getattr(launch, op)(*args)
+
     for overload in ("", *(f".{b}" for b in backends.BACKENDS)):
         _LIBRARY.define(f"{op}{overload}{schema}", tags=torch.Tag.needs_fixed_stride_order)
         torch.library.register_fake(f"ffkernels::{op}{overload}", fake, lib=_LIBRARY)
     _LIBRARY.impl(f"{op}.reference", run_reference, "CompositeExplicitAutograd")
+    _LIBRARY.impl(f"{op}.triton", run_triton, "CompositeExplicitAutograd")
     _LIBRARY.impl(op, lambda *args: backends.kernel(op, args[0])(*args), "CompositeExplicitAutograd")
     backends.register("reference", op, devices=None, dtypes=backends.ALL_DTYPES)
 

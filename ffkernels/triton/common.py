@@ -11,7 +11,7 @@ def tile_place(
     cols,
     GROUP: tl.constexpr,
 ):
-    """Row and column of the pid-th tile: GROUP rows of tiles are run through column by column (see tiles.group_rows)."""
+    """Row and column of the pid-th tile, where GROUP rows of tiles are run through column by column."""
     in_group = GROUP * cols
     first = pid // in_group * GROUP
     height = tl.minimum(rows - first, GROUP)
@@ -42,16 +42,16 @@ def load_tile(
 
 
 @triton.jit
-def load_again(source, row, col, height, width, stride, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """`load_tile` by pointers, straight to registers, for a tile that a product reads as well.
+def load_again(source, row, col, low, height, width, stride, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """`load_tile` by pointers, straight to registers, with 0 in columns below ``low`` too.
 
-    With wgmma such a tile must not be loaded once for both uses: Triton 3.4 to 3.7 reuse its buffer when the other use
-    is done, while the product may still be reading it. (tests/triton has the proof; the cache modifier keeps the
-    compiler from making the two loads one again.)
+    For a tile that a product reads as well: with wgmma it must not be loaded once for both uses. Triton 3.7 gives its
+    buffer to the next copy when the other use is done, while the product may still be reading it (the PTX interpreter
+    found it; tests/test_triton_kernels.py shows it). The cache modifier keeps the two loads from being made one again.
     """
     r, c = tl.arange(0, ROWS), tl.arange(0, COLS)
     place = source + row.to(tl.int64) * stride + col + r[:, None] * stride + c[None, :]
-    mask = (row + r < height)[:, None] & (col + c < width)[None, :]
+    mask = (row + r < height)[:, None] & ((col + c < width) & (col + c >= low))[None, :]
     return tl.load(place, mask=mask, other=0.0, cache_modifier=".ca")
 
 

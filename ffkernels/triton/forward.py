@@ -7,6 +7,34 @@ from .common import activate, load_again, load_tile, multiply, row_scale, sum_pa
 
 
 @triton.jit
+def write_rows(
+    z,  # (rows, BLOCK_N), with the bias
+    y,
+    p,
+    goodness,  # (M,) of this tile of columns
+    at,  # rows of y
+    inside,
+    col,
+    N,
+    y_stride,
+    ACTIVATION: tl.constexpr,
+    Y_UNIT: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """The epilogue: y, p, and the sum of y's squares before they are rounded."""
+    n = col + tl.arange(0, BLOCK_N)
+    in_n = n < N
+    result, slope = activate(z, ACTIVATION)
+    y_stride, N = tl.multiple_of(y_stride, Y_UNIT), tl.multiple_of(N, Y_UNIT)
+    place = at.to(tl.int64)[:, None] * y_stride + n[None, :]
+    mask = inside[:, None] & (n < N)[None, :]
+    tl.store(y + place, result.to(y.dtype.element_ty), mask=mask)
+    if p is not None:
+        tl.store(p + place, (result * slope).to(p.dtype.element_ty), mask=mask)
+    tl.store(goodness + at, tl.sum(tl.where(in_n[None, :], result * result, 0.0), 1), mask=inside)
+
+
+@triton.jit
 def forward_kernel(
     x,  # (M, K), or its descriptor
     x_again,  # (M, K): where the row norms are computed from a load of their own; or None
@@ -52,7 +80,7 @@ def forward_kernel(
         acc = multiply(a, b.T, acc, MODE)
         if OWN_NORM:
             if x_again is not None:
-                a = load_again(x_again, row, k, M, K, x_stride, BLOCK_M, BLOCK_K)
+                a = load_again(x_again, row, k, 0, M, K, x_stride, BLOCK_M, BLOCK_K)
             wide = a.to(tl.float32)
             squares += wide * wide
 
@@ -68,14 +96,9 @@ def forward_kernel(
         acc = acc * row_scale(q, eps, inv_width, NORMALIZE)[:, None]
     if bias is not None:
         acc += tl.load(bias + col + n, mask=in_n, other=0.0).to(tl.float32)[None, :]
-    result, slope = activate(acc, ACTIVATION)
-    y_stride, N = tl.multiple_of(y_stride, Y_UNIT), tl.multiple_of(N, Y_UNIT)
-    place = row.to(tl.int64) * y_stride + col + m[:, None] * y_stride + n[None, :]
-    inside = in_m[:, None] & (col + n < N)[None, :]
-    tl.store(y + place, result.to(y.dtype.element_ty), mask=inside)
-    if p is not None:
-        tl.store(p + place, (result * slope).to(p.dtype.element_ty), mask=inside)
-    total = tl.sum(tl.where(in_n[None, :], result * result, 0.0), 1)
-    tl.store(goodness + tile_n.to(tl.int64) * M + row + m, total, mask=in_m)
+    write_rows(acc, y, p, goodness + tile_n.to(tl.int64) * M, row + m, in_m, col, N, y_stride, ACTIVATION, Y_UNIT,
+               BLOCK_N)  # fmt: skip
     if step is not None and pid == 0:
-        tl.store(step, tl.load(step) + 1.0)
+        steps = tl.load(step)
+        tl.debug_barrier()  # every thread reads, one writes
+        tl.store(step, steps + 1.0)

@@ -13,70 +13,78 @@ def one_minus_power(steps, log_beta):
 
 
 @triton.jit
-def step_factors(
+def step_numbers(
     step,  # (): steps with this one
     lr,  # () on the device, or None
     rate,  # lr where it is not on the device
-    log_beta1,
-    log_beta2,
-    OPTIMIZER: tl.constexpr,
-):
-    """The numbers of a step that all elements share: lr, steps, lr / (1 - beta1^t), 1 / (1 - beta2^t)."""
-    steps = tl.load(step)
-    if lr is not None:
-        rate = tl.load(lr)
-    first = rate
-    second = rate
-    if OPTIMIZER == "adam" or OPTIMIZER == "adamw":
-        first = rate / one_minus_power(steps, log_beta1)
-        second = 1.0 / one_minus_power(steps, log_beta2)
-    return rate, steps, first, second
-
-
-@triton.jit
-def optimize(
-    grad,
-    param,  # pointers, like the next two
-    slot0,  # exp_avg or momentum_buffer, or None
-    slot1,  # exp_avg_sq, or None
-    mask,
-    rate,
-    steps,
-    first,
-    second,
     h1,  # the optimizer's own four numbers, in the order of Optimizer.hyper
     h2,
     h3,
     h4,
-    OPTIMIZER: tl.constexpr,
+    log_beta1,
+    log_beta2,
+    EPILOGUE: tl.constexpr,  # the optimizer's kind, or "store"
+):
+    """The numbers that all elements share: lr, t, lr / (1 - beta1^t), 1 / (1 - beta2^t), and the optimizer's own."""
+    steps = 0.0
+    first = rate
+    second = rate
+    if EPILOGUE != "store":
+        steps = tl.load(step)
+        if lr is not None:
+            rate = tl.load(lr)
+        if EPILOGUE == "adam" or EPILOGUE == "adamw":
+            first = rate / one_minus_power(steps, log_beta1)
+            second = 1.0 / one_minus_power(steps, log_beta2)
+    return rate, steps, first, second, h1, h2, h3, h4
+
+
+@triton.jit
+def finish(
+    grad,
+    param,  # the gradient itself where it is stored
+    slot0,  # exp_avg or momentum_buffer, or None
+    slot1,  # exp_avg_sq, or None
+    start,
+    at,  # offsets from start
+    mask,
+    numbers,  # of step_numbers
+    EPILOGUE: tl.constexpr,
     VECTOR: tl.constexpr,
 ):
-    """One step on the elements at these places, in place."""
-    value = tl.load(param, mask=mask, other=0.0).to(tl.float32)
-    old0 = 0.0
-    old1 = 0.0
-    if slot0 is not None:
-        old0 = tl.load(slot0, mask=mask, other=0.0)
-    if slot1 is not None:
-        old1 = tl.load(slot1, mask=mask, other=0.0)
-    if VECTOR:  # a short vector's elements are held by several threads, of which one writes
-        tl.debug_barrier()
-    if OPTIMIZER == "sgd":  # momentum, dampening, weight_decay, nesterov
-        grad += h3 * value
+    """One step of the optimizer on these elements, in place; or the gradient stored."""
+    param += start
+    if EPILOGUE == "store":
+        tl.store(param + at, grad.to(param.dtype.element_ty), mask=mask)
+    else:
+        rate, steps, first, second, h1, h2, h3, h4 = numbers
+        value = tl.load(param + at, mask=mask, other=0.0).to(tl.float32)
+        old0 = 0.0
+        old1 = 0.0
         if slot0 is not None:
-            buffer = tl.where(steps == 1.0, grad, h1 * old0 + (1.0 - h2) * grad)
-            tl.store(slot0, buffer, mask=mask)
-            grad = tl.where(h4 > 0.0, grad + h1 * buffer, buffer)
-        value -= rate * grad
-    else:  # beta1, beta2, eps, weight_decay
-        tl.static_assert(OPTIMIZER == "adam" or OPTIMIZER == "adamw")
-        if OPTIMIZER == "adamw":
-            value *= 1.0 - rate * h4
-        else:
-            grad += h4 * value
-        exp_avg = h1 * old0 + (1.0 - h1) * grad
-        exp_avg_sq = h2 * old1 + (1.0 - h2) * grad * grad
-        tl.store(slot0, exp_avg, mask=mask)
-        tl.store(slot1, exp_avg_sq, mask=mask)
-        value -= first * exp_avg / (tl.sqrt_rn(exp_avg_sq * second) + h3)
-    tl.store(param, value.to(param.dtype.element_ty), mask=mask)
+            slot0 += start
+            old0 = tl.load(slot0 + at, mask=mask, other=0.0)
+        if slot1 is not None:
+            slot1 += start
+            old1 = tl.load(slot1 + at, mask=mask, other=0.0)
+        if VECTOR:  # a short vector's elements are held by several threads, of which one writes
+            tl.debug_barrier()
+        if EPILOGUE == "sgd":  # momentum, dampening, weight_decay, nesterov
+            grad += h3 * value
+            if slot0 is not None:
+                new0 = tl.where(steps == 1.0, grad, h1 * old0 + (1.0 - h2) * grad)
+                tl.store(slot0 + at, new0, mask=mask)
+                grad = tl.where(h4 > 0.0, grad + h1 * new0, new0)
+            value -= rate * grad
+        else:  # beta1, beta2, eps, weight_decay
+            tl.static_assert(EPILOGUE == "adam" or EPILOGUE == "adamw")
+            if EPILOGUE == "adamw":
+                value *= 1.0 - rate * h4
+            else:
+                grad += h4 * value
+            new0 = h1 * old0 + (1.0 - h1) * grad
+            new1 = h2 * old1 + (1.0 - h2) * grad * grad
+            tl.store(slot0 + at, new0, mask=mask)
+            tl.store(slot1 + at, new1, mask=mask)
+            value -= first * new0 / (tl.sqrt_rn(new1 * second) + h3)
+        tl.store(param + at, value.to(param.dtype.element_ty), mask=mask)

@@ -27,6 +27,7 @@ from .tiles import (
 )
 
 REDUCE_BLOCK = 1024  # elements of the weight that a program of the reduce kernel takes
+NORM_ROWS = 16  # rows that a program of the sqnorm kernel takes
 ROWS_BLOCK = 256  # rows that a program of the goodness kernel takes
 PAD = 16  # row strides of matrices that the package owns are multiples of it, in elements
 
@@ -96,11 +97,17 @@ class Launch:
     rate: str = "bf16"  # of the products: "bf16", "fp16", "tf32" or "fp32"
     resident: int = 1  # blocks that share a multiprocessor, predicted
     splits: int = 1
+    split_rows: int = 0  # of x and y, a split
     stage: int = 0  # launches of one stage do not depend on one another and may run side by side
 
     @property
     def blocks(self) -> int:
         return math.prod(self.grid)
+
+    def tiles_of(self, cols: int) -> int:
+        """Tiles over the columns of the result."""
+        assert self.tile is not None
+        return ceil_div(cols, self.tile.n)
 
 
 def next_power(n: int) -> int:
@@ -247,19 +254,32 @@ def update(
         )
     name = "label_update_kernel" if layer.candidates else "update_kernel"
     first = Launch(
-        name, (blocks, splits), tile.warps, tile.stages, constants | {"SPLIT_ROWS": split_rows}, tile, flops, read,
-        written, requested, _rate(layer), blocks_per_sm(tile, device, e), splits,
+        name, (blocks, splits), tile.warps, tile.stages, constants, tile, flops, read, written, requested, _rate(layer),
+        blocks_per_sm(tile, device, e), splits, split_rows,
     )  # fmt: skip
-    if splits == 1:
-        return (first,)
-    kept = gradient * e if store else layer.parameters()
-    traffic = 4 * gradient * splits + (0 if store else kept + 4) + 4 * splits * bool(parts)
-    second = Launch(
-        "reduce_kernel", (ceil_div(n * k, REDUCE_BLOCK) + (ceil_div(n, REDUCE_BLOCK) if layer.bias else 0),), 4, 1,
-        {"BLOCK": REDUCE_BLOCK, "EPILOGUE": "store" if store else layer.optimizer}, bytes_read=traffic,
-        bytes_written=kept + 4 * bool(parts), bytes_requested=traffic, resident=8, splits=splits,
+    return (first,) if splits == 1 else (first, reduce(layer, splits, "store" if store else layer.optimizer, parts > 0))
+
+
+def reduce(layer: Layer, splits: int, epilogue: str, loss: bool = False) -> Launch:
+    """reduce_kernel: adds the parts of a gradient; of one part it is the optimizer's step alone."""
+    n, k = layer.cols, layer.depth
+    gradient = 4 * splits * (n * k + layer.bias * n) + 4 * splits * loss
+    kept = (n * k + layer.bias * n) * layer.item if epilogue == "store" else layer.parameters()
+    read = gradient + (0 if epilogue == "store" else kept + 4)
+    return Launch(
+        "reduce_kernel", (ceil_div(n * k, REDUCE_BLOCK) + layer.bias * ceil_div(n, REDUCE_BLOCK),), 4, 1,
+        {"BLOCK": REDUCE_BLOCK, "EPILOGUE": epilogue}, bytes_read=read, bytes_written=kept + 4 * loss,
+        bytes_requested=read, resident=8, splits=splits,
     )  # fmt: skip
-    return first, second
+
+
+def sqnorm(layer: Layer) -> Launch:
+    """sqnorm_kernel: what an update needs that no forward went before."""
+    read = layer.rows * layer.depth * layer.item
+    return Launch(
+        "sqnorm_kernel", (ceil_div(layer.rows, NORM_ROWS),), 4, 1, {"ROWS": NORM_ROWS, "COLS": 256}, bytes_read=read,
+        bytes_written=4 * layer.rows, bytes_requested=read, resident=8,
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -273,7 +293,7 @@ def _numbered(stages: Sequence[Sequence[Launch]]) -> tuple[Launch, ...]:
 def step(layer: Layer, device: Device) -> tuple[Launch, ...]:
     """ff_step_ or ff_label_step_: forward, update, and the reduction of a split update."""
     first = forward(layer, device, wants_p=layer.activation != "relu")
-    parts = ceil_div(layer.cols, first.constants["BLOCK_N"])  # type: ignore[operator]
+    parts = first.tiles_of(layer.cols)
     return _numbered([[first], *([launch] for launch in update(layer, device, parts))])
 
 
@@ -286,7 +306,7 @@ def network(layers: Sequence[Layer], device: Device) -> tuple[Launch, ...]:
         if i:
             layer = replace(layer, sqnorm_parts=parts)
         first = forward(layer, device, wants_p=layer.activation != "relu")
-        parts = ceil_div(layer.cols, first.constants["BLOCK_N"])  # type: ignore[operator]
+        parts = first.tiles_of(layer.cols)
         stages.append([first, *pending])
         pending = update(layer, device, parts)
     stages += [[launch] for launch in pending]
@@ -297,7 +317,7 @@ def network(layers: Sequence[Layer], device: Device) -> tuple[Launch, ...]:
 def plan(op: str, layers: Layer | tuple[Layer, ...], device: Device | str) -> tuple[Launch, ...]:
     """The launches of ``op``, in order. ``device``: a Device, or an architecture of tiles.DEVICES ("sm_90").
 
-    ff_update_ also adds 1 to the step count, by torch, where its sum is not split: a launch that is not listed.
+    ff_update_ and apply_gradient_ also add 1 to the step count, by torch: a launch that is not listed.
     """
     device = DEVICES[device] if isinstance(device, str) else device
     if op == "ff_network_step_":
@@ -305,11 +325,15 @@ def plan(op: str, layers: Layer | tuple[Layer, ...], device: Device | str) -> tu
     layer = layers if isinstance(layers, Layer) else layers[0]
     if op in ("ff_forward", "ff_label_forward"):
         first = forward(layer, device)
-        parts = ceil_div(layer.cols, first.constants["BLOCK_N"])  # type: ignore[operator]
+        parts = first.tiles_of(layer.cols)
         return _numbered([[first]] if parts == 1 else [[first], [goodness(layer, parts)]])
     if op in ("ff_step_", "ff_label_step_"):
         return step(layer, device)
     if op in ("ff_update_", "ff_grad"):
-        given = replace(layer, sqnorm_parts=max(1, layer.sqnorm_parts))
-        return _numbered([[launch] for launch in update(given, device, 0, store=op == "ff_grad")])
+        launches = update(replace(layer, sqnorm_parts=1), device, 0, store=op == "ff_grad")
+        if layer.normalize != "none" and not layer.sqnorm_parts and layer.rows:
+            launches = (sqnorm(layer), *launches)
+        return _numbered([[launch] for launch in launches])
+    if op == "apply_gradient_":
+        return (reduce(layer, 1, layer.optimizer),)
     raise ValueError(f"no plan for {op!r}")

@@ -7,13 +7,13 @@ import triton
 import triton.language as tl
 
 from .common import load_tile, logistic, multiply, row_scale, sum_parts, tile_place
-from .optimizers import optimize, step_factors
+from .optimizers import finish, step_numbers
 
 
 @triton.jit
 def row_factors(
     coef,  # (M,), or None: the logistic loss
-    sign,  # (M,)
+    sign,  # (M,), or None: the first half of the rows is positive
     goodness,  # (parts, M)
     sqnorm,  # (q_parts, M)
     rows,
@@ -37,15 +37,34 @@ def row_factors(
         loss = c
     else:
         total = sum_parts(goodness, parts, M, rows, inside, PARTS)
-        s = tl.load(sign + rows, mask=inside, other=0.0)
+        s = tl.where(rows < M // 2, 1.0, -1.0)
+        if sign is not None:
+            s = tl.load(sign + rows, mask=inside, other=0.0)
         loss, slope = logistic(total, s, inv_divisor, threshold, temperature)
-        c = -s * slope
+        c = tl.where(inside, -s * slope, 0.0)
         loss = tl.where(inside, loss, 0.0)
+    return c, row_scales(sqnorm, rows, inside, M, q_parts, eps, inv_width, NORMALIZE, Q_PARTS), total, loss
+
+
+@triton.jit
+def row_scales(
+    sqnorm,  # (q_parts, M), or None without normalisation
+    rows,
+    inside,
+    M,
+    q_parts,
+    eps,
+    inv_width,
+    NORMALIZE: tl.constexpr,
+    Q_PARTS: tl.constexpr,
+):
+    """r of each row; 0 beyond the last."""
     r = tl.where(inside, 1.0, 0.0)
     if NORMALIZE != "none":
         q = sum_parts(sqnorm, q_parts, M, rows, inside, Q_PARTS)
-        r = tl.where(inside, row_scale(q, eps, inv_width, NORMALIZE), 0.0)
-    return c, r, total, loss
+        # a row of zeros adds nothing to dW, whatever its scale; in fp16 that scale would drown the other rows
+        r = tl.where(inside & (q != 0.0), row_scale(q, eps, inv_width, NORMALIZE), 0.0)
+    return r
 
 
 @triton.jit
@@ -59,49 +78,44 @@ def write_gradient(
     grad,  # (ROWS, COLS)
     row,
     col,
-    weight,
+    low,  # columns in [low, high) are written
+    high,
+    param,  # (N, K): weight, or the gradient
     slot0,
     slot1,
-    out,  # (N, K), or None
     N,
     K,
-    rate,
-    steps,
-    first,
-    second,
-    h1,
-    h2,
-    h3,
-    h4,
+    numbers,
     EPILOGUE: tl.constexpr,
     UNIT: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
     PIECES: tl.constexpr,  # parts of the columns that are in registers one after the other
 ):
+    """The epilogue of a tile of the gradient."""
     if PIECES > 1:
         left, right = halves(grad, ROWS, COLS)
-        write_gradient(left, row, col, weight, slot0, slot1, out, N, K, rate, steps, first, second, h1, h2, h3, h4,
-                       EPILOGUE, UNIT, ROWS, COLS // 2, PIECES // 2)  # fmt: skip
-        write_gradient(right, row, col + COLS // 2, weight, slot0, slot1, out, N, K, rate, steps, first, second, h1, h2,
-                       h3, h4, EPILOGUE, UNIT, ROWS, COLS // 2, PIECES // 2)  # fmt: skip
+        half: tl.constexpr = COLS // 2
+        write_gradient(
+            left, row, col, low, high, param, slot0, slot1, N, K, numbers, EPILOGUE, UNIT, ROWS, half, PIECES // 2
+        )
+        col += half
+        write_gradient(
+            right, row, col, low, high, param, slot0, slot1, N, K, numbers, EPILOGUE, UNIT, ROWS, half, PIECES // 2
+        )
     else:
-        K = tl.multiple_of(K, UNIT)
+        K, high = tl.multiple_of(K, UNIT), tl.multiple_of(high, UNIT)
         n, k = tl.arange(0, ROWS), tl.arange(0, COLS)
-        start = row.to(tl.int64) * K + col
-        place = n[:, None] * K + k[None, :]
-        mask = (row + n < N)[:, None] & (col + k < K)[None, :]
-        if EPILOGUE == "store":
-            tl.store(out + start + place, grad.to(out.dtype.element_ty), mask=mask)
-        else:
-            own0 = slot0
-            own1 = slot1
-            if slot0 is not None:
-                own0 = slot0 + start + place
-            if slot1 is not None:
-                own1 = slot1 + start + place
-            optimize(grad, weight + start + place, own0, own1, mask, rate, steps, first, second, h1, h2, h3, h4,
-                     EPILOGUE, False)  # fmt: skip
+        mask = (row + n < N)[:, None] & ((col + k < high) & (col + k >= low))[None, :]
+        finish(grad, param, slot0, slot1, row.to(tl.int64) * K + col, n[:, None] * K + k[None, :], mask, numbers,
+               EPILOGUE, False)  # fmt: skip
+
+
+@triton.jit
+def peak_of(peak, c, r):
+    """The largest |c r| so far. Rows of infinite or undefined scale spoil their own product only."""
+    size = tl.abs(c) * r
+    return tl.maximum(peak, tl.where(size < 3e38, size, 0.0))
 
 
 @triton.jit
@@ -109,21 +123,19 @@ def update_kernel(
     x,  # (M, K), or its descriptor
     y,  # (M, N), or its descriptor
     coef,  # (M,), or None: from the logistic loss
-    sign,  # (M,), or None
+    sign,  # (M,); None: the first half of the rows is positive, or coef is given
     goodness,  # (parts, M), or None
     sqnorm,  # (q_parts, M), or None without normalisation
     row_term,  # (M,), or None
     col_term,  # (N,), or None
-    weight,  # (N, K), in place; this and the next six None where a gradient is stored
-    bias,  # (N,), in place
+    weight,  # (N, K), in place; or the gradient (splits, N, K), written
+    bias,  # (N,), in place; or the gradient (splits, N), written; or None
     slot0,  # (N, K), in place
     slot1,  # (N, K), in place
     bias_slot0,  # (N,), in place
     bias_slot1,  # (N,), in place
     step,  # (): steps with this one
     lr,  # (), or None: rate
-    grad_weight,  # (splits, N, K), written, or None
-    grad_bias,  # (splits, N), written, or None
     goodness_out,  # (M,), written, or None
     loss_out,  # (splits,), written, or None: sums of the rows' losses
     M,
@@ -179,12 +191,9 @@ def update_kernel(
                 coef, sign, goodness, sqnorm, start + m, M, parts, q_parts, eps, inv_width, inv_divisor, threshold,
                 temperature, NORMALIZE, PARTS, Q_PARTS,
             )  # fmt: skip
-            c = tl.abs(c * coef_scale)
+            peak = peak_of(peak, c * coef_scale, r)
             if row_term is not None:
-                c = tl.maximum(c, tl.abs(tl.load(row_term + start + m, mask=start + m < end, other=0.0)))
-            # rows of infinite or undefined scale spoil their own product only; rows of zeros add nothing
-            size = c * r
-            peak = tl.maximum(peak, tl.where(size < 3e38, size, 0.0))
+                peak = peak_of(peak, tl.load(row_term + start + m, mask=start + m < end, other=0.0), r)
         largest = tl.max(peak, 0)
         largest = tl.where(largest > 0.0, largest, 1.0)
     scale = 1.0 / largest
@@ -214,29 +223,10 @@ def update_kernel(
                 tl.store(goodness_out + rows, total, mask=rows < end)
     acc = acc * largest
 
-    steps = 0.0
-    first = rate
-    second = rate
-    if EPILOGUE != "store":
-        rate, steps, first, second = step_factors(step, lr, rate, log_beta1, log_beta2, EPILOGUE)
-    out = grad_weight
-    if grad_weight is not None:
-        out = grad_weight + split.to(tl.int64) * N * K
-    write_gradient(acc, row, col, weight, slot0, slot1, out, N, K, rate, steps, first, second, h1, h2, h3, h4, EPILOGUE,
-                   W_UNIT, BLOCK_M, BLOCK_N, PIECES)  # fmt: skip
-    if tile_n == 0:
-        acc_bias = tl.sum(sum_dz, 1)
-        if EPILOGUE == "store":
-            if grad_bias is not None:
-                tl.store(grad_bias + split * N + row + n, acc_bias.to(grad_bias.dtype.element_ty), mask=in_n)
-        elif bias is not None:
-            own0 = bias_slot0
-            own1 = bias_slot1
-            if bias_slot0 is not None:
-                own0 = bias_slot0 + row + n
-            if bias_slot1 is not None:
-                own1 = bias_slot1 + row + n
-            optimize(acc_bias, bias + row + n, own0, own1, in_n, rate, steps, first, second, h1, h2, h3, h4, EPILOGUE,
-                     True)  # fmt: skip
+    numbers = step_numbers(step, lr, rate, h1, h2, h3, h4, log_beta1, log_beta2, EPILOGUE)
+    weight += split.to(tl.int64) * N * K
+    write_gradient(acc, row, col, 0, K, weight, slot0, slot1, N, K, numbers, EPILOGUE, W_UNIT, BLOCK_M, BLOCK_N, PIECES)
+    if bias is not None and tile_n == 0:
+        finish(tl.sum(sum_dz, 1), bias, bias_slot0, bias_slot1, split * N + row, n, in_n, numbers, EPILOGUE, True)
     if loss_out is not None and pid == 0:
         tl.store(loss_out + split, tl.sum(acc_loss, 0) * loss_scale)

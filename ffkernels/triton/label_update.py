@@ -1,0 +1,191 @@
+"""Update kernel for labelled inputs: positive and negative row of an input share the base product.
+
+Outside the label columns both rows read the same x, so dW = (c+ r y+ + c- r y-)^T x: one product for two rows. Inside
+them dW is a narrow product with the one-hot labels, which programs of their own compute.
+"""
+
+import triton
+import triton.language as tl
+
+from .common import load_tile, logistic, multiply, sum_parts, tile_place
+from .label_forward import one_hot
+from .optimizers import finish, step_numbers
+from .update import peak_of, row_scales, write_gradient
+
+
+@triton.jit
+def label_update_kernel(
+    x,  # (B, K), or its descriptor
+    y,  # (2 B, N): the positive rows, then the negative ones; or its descriptor
+    labels_pos,  # (B,) int64
+    labels_neg,  # (B,) int64
+    goodness,  # (parts, 2 B)
+    sqnorm,  # (B,), or None without normalisation
+    row_term,  # (2 B,), or None
+    col_term,  # (N,), or None
+    weight,  # (N, K), in place; or the gradient (splits, N, K), written
+    bias,  # (N,), in place; or the gradient (splits, N), written; or None
+    slot0,  # (N, K), in place
+    slot1,  # (N, K), in place
+    bias_slot0,  # (N,), in place
+    bias_slot1,  # (N,), in place
+    step,  # (): steps with this one
+    lr,  # (), or None: rate
+    goodness_out,  # (2 B,), written, or None
+    loss_out,  # (splits,), written: sums of the rows' losses
+    B,
+    K,
+    N,
+    num_classes,
+    x_stride,
+    y_stride,
+    parts,
+    split_rows,  # inputs of a split
+    strength,
+    eps,
+    inv_width,
+    inv_divisor,
+    threshold,
+    temperature,
+    coef_scale,  # of c: 2 / (E M)
+    loss_scale,  # of the sum of losses
+    rate,
+    h1,
+    h2,
+    h3,
+    h4,
+    log_beta1,
+    log_beta2,
+    NORMALIZE: tl.constexpr,
+    EPILOGUE: tl.constexpr,  # "store", or the optimizer's kind
+    MODE: tl.constexpr,
+    PARTS: tl.constexpr,
+    X_UNIT: tl.constexpr,
+    Y_UNIT: tl.constexpr,
+    W_UNIT: tl.constexpr,
+    BLOCK_M: tl.constexpr,  # rows of weight
+    BLOCK_N: tl.constexpr,  # columns of weight
+    BLOCK_K: tl.constexpr,  # inputs at a time
+    GROUP: tl.constexpr,
+    PIECES: tl.constexpr,
+    HALF: tl.constexpr,  # whether operands are fp16
+    LABELS: tl.constexpr,  # classes at a time
+):
+    pid, split = tl.program_id(0), tl.program_id(1)
+    tiles_m = tl.cdiv(N, BLOCK_M)
+    tiles = tiles_m * tl.cdiv(K, BLOCK_N)
+    narrow = pid - tiles  # from 0 on for the programs of the label columns
+    tile_m, tile_n = tile_place(pid, tiles_m, tl.cdiv(K, BLOCK_N), GROUP)
+    if narrow >= 0:
+        tile_m = narrow % tiles_m
+    row = tile_m * BLOCK_M
+    begin = split * split_rows
+    end = tl.minimum(begin + split_rows, B)
+    n, m = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_K)
+
+    largest = 1.0
+    if HALF:  # c r y in fp16 needs a scale: the largest |c r| becomes 1
+        peak = tl.zeros((BLOCK_K,), tl.float32)
+        for start in range(begin, end, BLOCK_K):
+            for half in tl.static_range(2):
+                c, r, a, _, _ = pair_factors(
+                    half, row_term, goodness, sqnorm, start + m, B, parts, eps, inv_width, inv_divisor, threshold,
+                    temperature, NORMALIZE, PARTS,
+                )  # fmt: skip
+                peak = peak_of(peak_of(peak, c * coef_scale, r), a, r)
+        largest = 2.0 * tl.max(peak, 0)  # two rows are added
+        largest = tl.where(largest > 0.0, largest, 1.0)
+    scale = 1.0 / largest
+
+    d = tl.zeros((BLOCK_M,), tl.float32)
+    if col_term is not None:
+        d = tl.load(col_term + row + n, mask=row + n < N, other=0.0)
+    numbers = step_numbers(step, lr, rate, h1, h2, h3, h4, log_beta1, log_beta2, EPILOGUE)
+    weight += split.to(tl.int64) * N * K
+    if narrow < 0:
+        col = tile_n * BLOCK_N
+        acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        sum_dz = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
+        acc_loss = tl.zeros((BLOCK_K,), tl.float32)
+        for start in range(begin, end, BLOCK_K):
+            b = load_tile(x, start, col, end, K, x_stride, BLOCK_K, BLOCK_N, X_UNIT)
+            both = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
+            r = tl.zeros((BLOCK_K,), tl.float32)
+            for half in tl.static_range(2):
+                c, r, a, total, loss = pair_factors(
+                    half, row_term, goodness, sqnorm, start + m, B, parts, eps, inv_width, inv_divisor, threshold,
+                    temperature, NORMALIZE, PARTS,
+                )  # fmt: skip
+                tile = load_tile(y, half * B + start, row, half * B + end, N, y_stride, BLOCK_K, BLOCK_M, Y_UNIT)
+                both += inside_of(tile, start + m < end) * (c * coef_scale)[None, :] + d[:, None] * a[None, :]
+                if pid == 0:
+                    acc_loss += loss
+                    if goodness_out is not None:
+                        tl.store(goodness_out + half * B + start + m, total, mask=start + m < end)
+            sum_dz += both  # added across the rows at the end: no barrier in the loop
+            acc = multiply((both * (r * scale)[None, :]).to(b.dtype), b, acc, MODE)
+        write_gradient(acc * largest, row, col, num_classes, K, weight, slot0, slot1, N, K, numbers, EPILOGUE, W_UNIT,
+                       BLOCK_M, BLOCK_N, PIECES)  # fmt: skip
+        if bias is not None and tile_n == 0:
+            finish(tl.sum(sum_dz, 1), bias, bias_slot0, bias_slot1, split * N + row, n, row + n < N, numbers, EPILOGUE,
+                   True)  # fmt: skip
+        if pid == 0:
+            tl.store(loss_out + split, tl.sum(acc_loss, 0) * loss_scale)
+    else:
+        first = narrow // tiles_m * LABELS
+        dw = tl.zeros((BLOCK_M, LABELS), tl.float32)
+        for start in tl.range(begin, end, BLOCK_K, num_stages=1):
+            rows = start + m
+            for half in tl.static_range(2):
+                c, r, a, _, _ = pair_factors(
+                    half, row_term, goodness, sqnorm, rows, B, parts, eps, inv_width, inv_divisor, threshold,
+                    temperature, NORMALIZE, PARTS,
+                )  # fmt: skip
+                tile = load_tile(y, half * B + start, row, half * B + end, N, y_stride, BLOCK_K, BLOCK_M, Y_UNIT)
+                dz = inside_of(tile, rows < end) * (c * coef_scale)[None, :] + d[:, None] * a[None, :]
+                if half == 0:
+                    label = tl.load(labels_pos + rows, mask=rows < end, other=-1)
+                else:
+                    label = tl.load(labels_neg + rows, mask=rows < end, other=-1)
+                hot = one_hot(label, first, strength, LABELS).to(tile.dtype)
+                dw = multiply((dz * (r * scale)[None, :]).to(tile.dtype), hot, dw, MODE)
+        write_gradient(dw * largest, row, first, 0, num_classes, weight, slot0, slot1, N, K, numbers, EPILOGUE, 1,
+                       BLOCK_M, LABELS, 1)  # fmt: skip
+
+
+@triton.jit
+def inside_of(
+    tile,  # (rows, cols)
+    inside,  # (rows,)
+):
+    """The tile transposed, in float32. Rows beyond the positive ones are negative ones, not 0: they are cleared."""
+    return tl.where(inside[None, :], tile.T.to(tl.float32), 0.0)
+
+
+@triton.jit
+def pair_factors(
+    half,  # 0: positive rows, 1: negative rows
+    row_term,
+    goodness,
+    sqnorm,
+    rows,
+    B,
+    parts,
+    eps,
+    inv_width,
+    inv_divisor,
+    threshold,
+    temperature,
+    NORMALIZE: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    """`row_factors` of one half of the rows: c, r, a (0 without peer terms), G and the loss."""
+    inside = rows < B
+    sign = 1.0 - 2.0 * half
+    total = sum_parts(goodness, parts, 2 * B, half * B + rows, inside, PARTS)
+    loss, slope = logistic(total, sign, inv_divisor, threshold, temperature)
+    a = tl.zeros_like(total)
+    if row_term is not None:
+        a = tl.load(row_term + half * B + rows, mask=inside, other=0.0)
+    r = row_scales(sqnorm, rows, inside, B, 1, eps, inv_width, NORMALIZE, 1)
+    return tl.where(inside, -sign * slope, 0.0), r, a, total, tl.where(inside, loss, 0.0)

@@ -1,0 +1,533 @@
+"""The ops on Triton kernels: each function takes the registered op's flat arguments (see reference.py).
+
+Every op prepares all of its launches (plan.py decides them), allocations included, before it runs the first: what fails
+until then has changed nothing. Nothing here waits for the device, so every op can be captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from ..optim import state_dtype
+from . import plan
+from .device import describe
+from .forward import forward_kernel
+from .label_forward import label_forward_kernel
+from .label_update import label_update_kernel
+from .plan import Launch, Layer
+from .reduce import reduce_kernel
+from .rows import goodness_kernel, sqnorm_kernel
+from .tiles import Device
+from .update import update_kernel
+
+HYPER = 5  # numbers of a layer in a flat list of hyper-parameters
+Prepared = Callable[[], object]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Arguments
+
+
+def _rows(t: Tensor) -> Tensor:
+    """A matrix whose rows are contiguous, whatever lies between them."""
+    return t if t.stride(1) == 1 else t.contiguous()
+
+
+def _vector(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.contiguous()
+
+
+def _unit(t: Tensor, device: Device, kind: str) -> int:
+    if t.shape[0] == 0 or t.stride(0) < t.shape[1]:  # no rows, or one row that stands for all: no descriptor
+        return math.gcd(t.stride(0), t.shape[1], plan.PAD)
+    return plan.unit(t.stride(0), t.shape[1], t.element_size(), t.data_ptr(), device, kind)
+
+
+def _tiles(t: Tensor, unit: int, rows: int, cols: int) -> Any:
+    """``t`` as `common.load_tile` takes it."""
+    return t if unit else TensorDescriptor.from_tensor(t, [rows, cols])
+
+
+def _prepare(kernel: Any, launch: Launch, *args: Any, **constants: Any) -> Prepared:
+    options = {**launch.constants, **constants, "num_warps": launch.warps, "num_stages": launch.stages}
+    return functools.partial(kernel[launch.grid], *args, **options)
+
+
+@dataclass(frozen=True)
+class Update:
+    """What the epilogue of an update works on: the optimizer's flat arguments, or where a gradient goes."""
+
+    weight: Tensor  # (N, K), in place
+    bias: Tensor | None  # (N,), in place
+    state: Sequence[Tensor] = ()  # step, the weight's slots, the bias's slots
+    kind: str = "store"
+    lr: Tensor | None = None
+    hyper: Sequence[float] = (0.0,) * HYPER
+
+    @property
+    def slots(self) -> int:
+        """Tensors like the weight in the state."""
+        return (len(self.state) - 1) // (1 if self.bias is None else 2)
+
+    @property
+    def step(self) -> Tensor | None:
+        return self.state[0] if self.state else None
+
+    def targets(self) -> tuple[Tensor | None, ...]:
+        """weight, bias, slot0, slot1, bias_slot0, bias_slot1, step, lr: as the kernels take them."""
+        slots = [*self.state[1 : 1 + self.slots], None, None][:2]
+        bias_slots = [*self.state[1 + self.slots :], None, None][:2]
+        return (self.weight, self.bias, *slots, *bias_slots, self.step, self.lr)
+
+    def numbers(self) -> tuple[float, ...]:
+        """rate, h1 to h4, log_beta1, log_beta2."""
+        betas = self.hyper[1:3] if self.kind in ("adam", "adamw") else (1.0, 1.0)
+        return (*self.hyper, *(math.log(beta) if beta > 0 else -math.inf for beta in betas))
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The logistic loss: where its inputs come from and its results go."""
+
+    parts: Tensor  # (tiles, M): add up to G
+    sign: Tensor | None  # (M,); None: the first half of the rows is positive, the other negative
+    goodness: Tensor  # (M,), written
+    loss: Tensor  # (), written
+    divisor: float  # E
+    threshold: float
+    temperature: float
+
+
+def _layer(
+    x: Tensor, weight: Tensor, bias: Tensor | None, normalize: str, activation: str, precision: str, **more: Any
+) -> tuple[Layer, Device]:
+    device = describe(x.device)
+    name = str(x.dtype).removeprefix("torch.")
+    layer = Layer(
+        x.shape[0], weight.shape[1], weight.shape[0], name, precision, bias is not None, normalize, activation, **more
+    )
+    return replace(layer, x_unit=_unit(x, device, layer.kind), w_unit=_unit(weight, device, layer.kind)), device
+
+
+def _row_constants(layer: Layer, eps: float) -> tuple[float, float]:
+    return eps, 1.0 / layer.depth
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The two halves of a layer
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Which label stands in which row of y: input b and candidate c in row b row_b + c row_c."""
+
+    first: Tensor  # (B, C), or of the positive rows (B,)
+    second: Tensor | None  # of the negative rows (B,)
+    candidates: int
+    num_classes: int
+    strength: float
+    row_b: int
+    row_c: int
+
+
+def _forward(
+    launch: Launch,
+    layer: Layer,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    y: Tensor,  # (M, N), written
+    p: Tensor | None,  # (M, N), written
+    parts: Tensor,  # (tiles of N, M), written
+    sqnorm: Tensor | None,  # (Q, M): add up to the squared norms
+    sqnorm_out: Tensor | None,  # (M,), written
+    step: Tensor | None,
+    labels: Labels | None,
+    device: Device,
+) -> Prepared:
+    tile = launch.tile
+    assert tile is not None
+    a = _tiles(x, layer.x_unit, tile.m, tile.k)
+    b = _tiles(weight, layer.w_unit, tile.n, tile.k)
+    again = device.wgmma and layer.kind != "exact"
+    y_unit = math.gcd(y.stride(0), layer.cols, plan.PAD)
+    strides = (x.stride(0), weight.stride(0), y.stride(0))
+    if labels is None:
+        return _prepare(
+            forward_kernel, launch, a, x if again else None, b, bias, sqnorm, y, p, parts, sqnorm_out, step, layer.rows,
+            layer.depth, layer.cols, *strides, 0 if sqnorm is None else sqnorm.shape[0], *_row_constants(layer, eps),
+            Y_UNIT=y_unit,
+        )  # fmt: skip
+    return _prepare(
+        label_forward_kernel, launch, a, x, b, weight, bias, labels.first, labels.second, y, p, parts, sqnorm_out, step,
+        layer.inputs, layer.depth, layer.cols, labels.candidates, labels.num_classes, labels.row_b, labels.row_c,
+        *strides, labels.strength, *_row_constants(layer, eps), Y_UNIT=y_unit, AGAIN=again,
+    )  # fmt: skip
+
+
+def _update(
+    launches: Sequence[Launch],
+    layer: Layer,
+    x: Tensor,
+    y: Tensor,
+    coef: Tensor | None,
+    loss: Loss | None,
+    sqnorm: Tensor | None,  # (Q, M)
+    row_term: Tensor | None,
+    col_term: Tensor | None,
+    eps: float,
+    update: Update,
+    labels: Labels | None = None,
+) -> list[Prepared]:
+    first, tile, splits = launches[0], launches[0].tile, launches[0].splits
+    assert tile is not None
+    new = functools.partial(torch.empty, dtype=torch.float32, device=x.device)
+    target = update
+    loss_out = None if loss is None else loss.loss
+    if splits > 1:  # parts of the gradient and of the loss, which reduce_kernel adds
+        parts_bias = None if update.bias is None else new(splits, layer.cols)
+        target = Update(new(splits, layer.cols, layer.depth), parts_bias)
+        loss_out = None if loss is None else new(splits)
+    a, b = _tiles(x, layer.x_unit, tile.k, tile.n), _tiles(y, layer.y_unit, tile.k, tile.m)
+    eps_width = _row_constants(layer, eps)
+    if loss is None:
+        scales = (0.0, 0.0, 1.0, 2.0, 0.0)
+        sums, out = None, None
+    else:
+        mean = 1.0 / layer.rows
+        scales = (1.0 / loss.divisor, loss.threshold, loss.temperature, 2.0 / loss.divisor * mean, mean)
+        sums = loss.parts
+        out = None if sums.data_ptr() == loss.goodness.data_ptr() else loss.goodness
+    counts = (0 if sums is None else sums.shape[0], 0 if sqnorm is None else sqnorm.shape[0])
+    tail = (*scales, *target.numbers())
+    if labels is None:
+        sign = None if loss is None else loss.sign
+        prepared = _prepare(
+            update_kernel, first, a, b, coef, sign, sums, sqnorm, row_term, col_term, *target.targets(), out, loss_out,
+            layer.rows, layer.depth, layer.cols, x.stride(0), y.stride(0), *counts, first.split_rows, *eps_width, *tail,
+        )  # fmt: skip
+    else:
+        prepared = _prepare(
+            label_update_kernel, first, a, b, labels.first, labels.second, sums, sqnorm, row_term, col_term,
+            *target.targets(), out, loss_out, layer.inputs, layer.depth, layer.cols, labels.num_classes, x.stride(0),
+            y.stride(0), counts[0], first.split_rows, labels.strength, *eps_width, *tail,
+        )  # fmt: skip
+    if splits == 1:
+        return [prepared]
+    final = None if loss is None else loss.loss
+    reduce = _prepare(
+        reduce_kernel, launches[1], target.weight, target.bias, loss_out, *update.targets(), final, splits,
+        layer.cols * layer.depth, layer.cols, *update.numbers(),
+    )  # fmt: skip
+    return [prepared, reduce]
+
+
+def _run(prepared: Sequence[Prepared], x: Tensor) -> None:
+    with torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext():
+        for launch in prepared:
+            launch()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The ops
+
+
+def _outputs(x: Tensor, rows: int, cols: int, curved: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """y, goodness, p."""
+    y = x.new_empty(rows, cols)
+    return y, x.new_empty(rows, dtype=state_dtype(x.dtype)), torch.empty_like(y) if curved else x.new_empty(0)
+
+
+def _parts(goodness: Tensor, launch: Launch, cols: int) -> Tensor:
+    """Where the forward writes its sums: (tiles of N, M); with one tile the goodness itself."""
+    tiles = launch.tiles_of(cols)
+    return goodness[None] if tiles == 1 else goodness.new_empty(tiles, goodness.shape[0])
+
+
+def _forward_op(
+    op: str, layer: Layer, device: Device, x: Tensor, weight: Tensor, bias: Tensor | None, sqnorm: Tensor | None,
+    eps: float, return_p: bool, labels: Labels | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    y, goodness, p = _outputs(x, layer.rows, layer.cols, return_p)
+    if layer.rows == 0:
+        return y, goodness, p
+    first, *rest = plan.plan(op, layer, device)
+    parts = _parts(goodness, first, layer.cols)
+    prepared = [
+        _forward(first, layer, x, weight, bias, eps, y, p if return_p else None, parts, sqnorm, None, None, labels,
+                 device)
+    ]  # fmt: skip
+    prepared += [_prepare(goodness_kernel, launch, parts, goodness, parts.shape[0], layer.rows) for launch in rest]
+    _run(prepared, x)
+    return y, goodness, p
+
+
+def ff_forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, x_sqnorm: Tensor | None, normalize: str, eps: float,
+    activation: str, precision: str, return_p: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    x, weight, bias = _rows(x), _rows(weight), _vector(bias)
+    sqnorm = None if x_sqnorm is None or normalize == "none" else x_sqnorm.contiguous()[None]
+    layer, device = _layer(x, weight, bias, normalize, activation, precision, sqnorm_parts=int(sqnorm is not None))
+    return _forward_op("ff_forward", layer, device, x, weight, bias, sqnorm, eps, return_p, None)
+
+
+def _stored(t: float, x: Tensor) -> float:
+    """A number as a tensor of x's dtype would hold it."""
+    return torch.tensor(t, dtype=x.dtype).item()
+
+
+def ff_label_forward(
+    x: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None, num_classes: int, strength: float, normalize: str,
+    eps: float, activation: str, precision: str, return_p: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    x, weight, bias = _rows(x), _rows(weight), _vector(bias)
+    count = labels.shape[1]
+    given = Labels(labels.contiguous(), None, count, num_classes, _stored(strength, x), count, 1)
+    layer, device = _layer(x, weight, bias, normalize, activation, precision, candidates=count, num_classes=num_classes)
+    layer = replace(layer, rows=x.shape[0] * count)
+    return _forward_op("ff_label_forward", layer, device, x, weight, bias, None, eps, return_p, given)
+
+
+def _given_update(
+    op: str, x: Tensor, y: Tensor, coef: Tensor, weight: Tensor, bias: Tensor | None, x_sqnorm: Tensor | None,
+    normalize: str, eps: float, activation: str, row_term: Tensor | None, col_term: Tensor | None, precision: str,
+    update: Update,
+) -> list[Prepared]:  # fmt: skip
+    """The launches of ff_grad and ff_update_, where the coefficients are given."""
+    x, y = _rows(x), _rows(y)
+    layer, device = _layer(
+        x, weight, bias, normalize, activation, precision, optimizer=update.kind, slots=update.slots,
+        sqnorm_parts=int(x_sqnorm is not None), peer=row_term is not None,
+    )  # fmt: skip
+    layer = replace(layer, y_unit=_unit(y, device, layer.kind))
+    launches = plan.plan(op, layer, device)
+    prepared, sqnorm = [], None
+    if normalize != "none":
+        if x_sqnorm is not None:
+            sqnorm = x_sqnorm.contiguous()[None]
+        else:
+            sqnorm = torch.empty(1, layer.rows, dtype=torch.float32, device=x.device)
+        if launches[0].kernel == "sqnorm_kernel":
+            first, launches = launches[0], launches[1:]
+            unit = math.gcd(x.stride(0), layer.depth, plan.PAD)
+            args = (x, sqnorm, layer.rows, layer.depth, x.stride(0))
+            prepared.append(_prepare(sqnorm_kernel, first, *args, X_UNIT=unit))
+    return prepared + _update(
+        launches, layer, x, y, coef.contiguous(), None, sqnorm, _vector(row_term), _vector(col_term), eps, update
+    )
+
+
+def ff_grad(
+    x: Tensor, y: Tensor, coef: Tensor, weight: Tensor, bias: Tensor | None, x_sqnorm: Tensor | None, normalize: str,
+    eps: float, activation: str, row_term: Tensor | None, col_term: Tensor | None, precision: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    grad_weight = weight.new_empty(weight.shape)
+    grad_bias = weight.new_empty(0 if bias is None else bias.shape)
+    out = Update(grad_weight, None if bias is None else grad_bias)
+    prepared = _given_update(
+        "ff_grad",
+        x,
+        y,
+        coef,
+        grad_weight,
+        bias,
+        x_sqnorm,
+        normalize,
+        eps,
+        activation,
+        row_term,
+        col_term,
+        precision,
+        out,
+    )
+    _run(prepared, x)
+    return grad_weight, grad_bias
+
+
+def ff_update_(
+    x: Tensor, y: Tensor, coef: Tensor, weight: Tensor, bias: Tensor | None, state: list[Tensor], optimizer: str,
+    lr: Tensor | None, hyper: list[float], x_sqnorm: Tensor | None, normalize: str, eps: float, activation: str,
+    row_term: Tensor | None, col_term: Tensor | None, precision: str,
+) -> None:  # fmt: skip
+    update = Update(weight, bias, state, optimizer, lr, hyper)
+    prepared = _given_update(
+        "ff_update_", x, y, coef, weight, bias, x_sqnorm, normalize, eps, activation, row_term, col_term, precision,
+        update,
+    )  # fmt: skip
+    state[0].add_(1)  # the kernels read the step count: it must not change while they run
+    _run(prepared, x)
+
+
+def apply_gradient_(
+    weight: Tensor, bias: Tensor | None, state: list[Tensor], optimizer: str, lr: Tensor | None, hyper: list[float],
+    grad_weight: Tensor, grad_bias: Tensor | None,
+) -> None:  # fmt: skip
+    n, k = weight.shape
+    update = Update(weight, bias, state, optimizer, lr, hyper)
+    launch = plan.reduce(Layer(1, k, n, bias=bias is not None), 1, optimizer)
+    prepared = _prepare(
+        reduce_kernel, launch, grad_weight, grad_bias, None, *update.targets(), None, 1, n * k, n, *update.numbers()
+    )
+    state[0].add_(1)
+    _run([prepared], weight)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A layer's step, ready to run: forward, then the update's one or two launches."""
+
+    forward: Prepared
+    update: list[Prepared]
+    y: Tensor
+    parts: Tensor  # (tiles of N, M): add up to the goodness
+    kept: tuple[Tensor | None, ...]  # what the launches use and nobody else holds
+
+
+def _step(
+    x: Tensor, sign: Tensor | None, update: Update, threshold: float, temperature: float, reduction: str,
+    sqnorm: Tensor | None, normalize: str, eps: float, activation: str, row_term: Tensor | None,
+    col_term: Tensor | None, precision: str, labels: Labels | None, y: Tensor, goodness: Tensor, loss: Tensor,
+) -> _Step:  # fmt: skip
+    weight, bias = update.weight, update.bias
+    layer, device = _layer(
+        x, weight, bias, normalize, activation, precision, optimizer=update.kind, slots=update.slots,
+        sqnorm_parts=0 if sqnorm is None else sqnorm.shape[0], peer=row_term is not None,
+        candidates=0 if labels is None else labels.candidates, num_classes=0 if labels is None else labels.num_classes,
+    )  # fmt: skip
+    layer = replace(layer, rows=y.shape[0], y_unit=_unit(y, device, layer.kind))
+    first, *rest = plan.plan("ff_step_", layer, device)
+    parts = _parts(goodness, first, layer.cols)
+    p = torch.empty_strided(y.shape, y.stride(), dtype=y.dtype, device=y.device) if activation != "relu" else None
+    own_norm = None
+    if normalize != "none" and sqnorm is None:
+        own_norm = torch.empty(1, layer.inputs, dtype=torch.float32, device=x.device)
+    divisor = float(layer.cols) if reduction == "mean" else 1.0
+    forward = _forward(first, layer, x, weight, bias, eps, y, p, parts, sqnorm, own_norm, update.step, labels, device)
+    logistic = Loss(parts, sign, goodness, loss, divisor, threshold, temperature)
+    second = _update(
+        rest, layer, x, y if p is None else p, None, logistic, sqnorm if own_norm is None else own_norm, row_term,
+        col_term, eps, update, labels,
+    )  # fmt: skip
+    return _Step(forward, second, y, parts, (p, own_norm))
+
+
+def _step_op(
+    x: Tensor, sign: Tensor | None, update: Update, threshold: float, temperature: float, reduction: str,
+    x_sqnorm: Tensor | None, normalize: str, eps: float, activation: str, row_term: Tensor | None,
+    col_term: Tensor | None, precision: str, labels: Labels | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    y, goodness, _ = _outputs(x, x.shape[0] * (2 if labels else 1), update.weight.shape[0], False)
+    loss = goodness.new_empty(())
+    step = _step(
+        x, sign, update, threshold, temperature, reduction, None if x_sqnorm is None else x_sqnorm.contiguous()[None],
+        normalize, eps, activation, _vector(row_term), _vector(col_term), precision, labels, y, goodness, loss,
+    )  # fmt: skip
+    _run([step.forward, *step.update], x)
+    return y, goodness, loss
+
+
+def ff_step_(
+    x: Tensor, sign: Tensor, weight: Tensor, bias: Tensor | None, state: list[Tensor], optimizer: str,
+    lr: Tensor | None, hyper: list[float], threshold: float, temperature: float, goodness: str,
+    x_sqnorm: Tensor | None, normalize: str, eps: float, activation: str, row_term: Tensor | None,
+    col_term: Tensor | None, precision: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return _step_op(
+        _rows(x), sign.contiguous(), Update(weight, bias, state, optimizer, lr, hyper), threshold, temperature,
+        goodness, x_sqnorm, normalize, eps, activation, row_term, col_term, precision, None,
+    )  # fmt: skip
+
+
+def _pair(x: Tensor, labels_pos: Tensor, labels_neg: Tensor, num_classes: int, strength: float) -> Labels:
+    """Positive rows, then negative ones."""
+    return Labels(labels_pos.contiguous(), labels_neg.contiguous(), 2, num_classes, _stored(strength, x), 1, x.shape[0])
+
+
+def ff_label_step_(
+    x: Tensor, labels_pos: Tensor, labels_neg: Tensor, weight: Tensor, bias: Tensor | None, state: list[Tensor],
+    optimizer: str, lr: Tensor | None, hyper: list[float], num_classes: int, strength: float, threshold: float,
+    temperature: float, goodness: str, normalize: str, eps: float, activation: str, row_term: Tensor | None,
+    col_term: Tensor | None, precision: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return _step_op(
+        _rows(x), None, Update(weight, bias, state, optimizer, lr, hyper), threshold, temperature, goodness, None,
+        normalize, eps, activation, row_term, col_term, precision,
+        _pair(x, labels_pos, labels_neg, num_classes, strength),
+    )  # fmt: skip
+
+
+@functools.cache
+def _side_stream(index: int) -> torch.cuda.Stream:
+    return torch.cuda.Stream(index)
+
+
+@contextlib.contextmanager
+def _beside(x: Tensor) -> Iterator[Callable[[Sequence[Prepared]], None]]:
+    """Gives a function that runs launches after all that was launched so far, and beside what is launched from now on.
+
+    A CUDA graph that is being captured gets a branch. At the end everything is one stream again. On a CPU (tests) the
+    launches run at once.
+    """
+    if not x.is_cuda:
+        yield lambda launches: _run(launches, x)
+        return
+    main, side = torch.cuda.current_stream(x.device), _side_stream(x.device.index)
+
+    def run(launches: Sequence[Prepared]) -> None:
+        side.wait_stream(main)
+        with torch.cuda.stream(side):
+            _run(launches, x)
+
+    try:
+        yield run
+    finally:
+        main.wait_stream(side)
+
+
+def ff_network_step_(
+    x: Tensor, sign: Tensor | None, x_sqnorm: Tensor | None, labels_pos: Tensor | None, labels_neg: Tensor | None,
+    num_classes: int, strength: float, weights: list[Tensor], biases: list[Tensor], states: list[Tensor],
+    has_bias: list[bool], state_sizes: list[int], optimizers: list[str], lrs: list[Tensor], hypers: list[float],
+    thresholds: list[float], temperatures: list[float], goodness: list[str], normalize: list[str], eps: list[float],
+    activations: list[str], precisions: list[str],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    x = _rows(x)
+    labels = None
+    if labels_pos is not None and labels_neg is not None:
+        labels = _pair(x, labels_pos, labels_neg, num_classes, strength)
+    sign = _vector(sign)
+    rows = x.shape[0] * (1 if labels is None else 2)
+    totals = torch.empty(len(weights), rows, dtype=torch.float32, device=x.device)
+    losses = torch.empty(len(weights), dtype=torch.float32, device=x.device)
+    sqnorm = None if x_sqnorm is None else x_sqnorm.contiguous()[None]
+    steps: list[_Step] = []
+    own_bias, own_state, given = iter(biases), iter(states), x
+    for i, weight in enumerate(weights):
+        bias = next(own_bias) if has_bias[i] else None
+        state = [next(own_state) for _ in range(state_sizes[i])]
+        hyper = hypers[HYPER * i : HYPER * (i + 1)]
+        update = Update(weight, bias, state, optimizers[i], lrs[i] if lrs else None, hyper)
+        cols = weight.shape[0]
+        y = x.new_empty(rows, plan.padded(cols))[:, :cols]
+        step = _step(
+            given, sign, update, thresholds[i], temperatures[i], goodness[i], sqnorm, normalize[i], eps[i],
+            activations[i], None, None, precisions[i], None if i else labels, y, totals[i], losses[i],
+        )  # fmt: skip
+        steps.append(step)
+        given, sqnorm = step.y, step.parts  # G of this layer is the squared norm of the next one's input
+    with _beside(x) as beside:
+        for step in steps:
+            _run([step.forward], x)
+            beside(step.update)  # waits for this forward; the next forward does not wait for it
+    return totals, losses
