@@ -33,7 +33,7 @@ __device__ inline void forward_tile(const Params& params, int index, int item, u
   const bool with_labels = labelled(params, index);
   const bool sums_squares = layer.normalize != Normalize::none && !layer.x_sqnorm.data;
 
-  float sums[kSums] = {}, squares[4] = {};
+  float sums[kSums] = {}, squares = 0.f;
   {
     const Operand<T> x = operand<T>(layer.x, rows, layer.depth), w = operand<T>(layer.weight, layer.cols, layer.depth);
     const uint32_t slabs = shared_address(shared);
@@ -48,16 +48,7 @@ __device__ inline void forward_tile(const Params& params, int index, int item, u
                  overlay<kAlongChunks, T>(shared + slot * 2 * kTileBytes, kTile, kSlab<math>, first_row,
                                           step * kSlab<math>, rows, params.labels, false);
                }
-               if (sums_squares) {  // before x is rounded for the product
-                 const int chunk = threadIdx.x % kAlongChunks, row = threadIdx.x / kAlongChunks;
-#pragma unroll
-                 for (int i = 0; i < 4; ++i) {
-                   float v[16 / sizeof(T)];
-                   chunk_values<T>(load_shared16(tile + place<kAlongChunks>(row + 16 * i, chunk)), v);
-#pragma unroll
-                   for (float value : v) squares[i] = fmaf(value, value, squares[i]);
-                 }
-               }
+               if (sums_squares) squares += half_row_squares<T>(tile);
                forward_slab<math>(sums, tile, tile + kTileBytes);
              });
   }
@@ -67,14 +58,11 @@ __device__ inline void forward_tile(const Params& params, int index, int item, u
   float* scratch = norm + kTile;
   stage_sums<math, false>(stage, sums);
   if (sums_squares) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float q = lanes_sum<kAlongChunks>(squares[i]);
-      const int row = threadIdx.x / kAlongChunks + 16 * i;
-      if (threadIdx.x % kAlongChunks == 0) {
-        norm[row] = q;
-        if (col_tile == 0 && first_row + row < rows) computed_sqnorm(params)[first_row + row] = q;
-      }
+    const float q = lanes_sum<2>(squares);
+    const int row = threadIdx.x / 2;
+    if (threadIdx.x % 2 == 0) {
+      norm[row] = q;
+      if (col_tile == 0 && first_row + row < rows) computed_sqnorm(params)[first_row + row] = q;
     }
   }
   __syncthreads();

@@ -44,12 +44,15 @@ __device__ inline uint32_t place(int row, int chunk) {
   return (row * chunks + (chunks == 8 ? chunk ^ (row & 7) : chunk ^ ((row & 3) << 1))) * 16;
 }
 
+// Chunks further on in the same row: an exclusive or with the address, where the bits of both numbers differ.
+__device__ constexpr uint32_t chunks(int count) { return 16 * count; }
+
 // -- from global to shared memory
 
 template <typename T>
 struct Operand {
   const T* data;
-  int64_t row_stride, col_stride;
+  int row_stride, col_stride;
   int rows, cols;
   int wrap;   // rows from here on are those from 0 on once more
   int bytes;  // that one access may take: 16, 8, 4; 0: single elements
@@ -57,7 +60,13 @@ struct Operand {
 
 template <typename T>
 __device__ inline Operand<T> operand(const Matrix& m, int rows, int cols, int wrap = INT_MAX) {
-  Operand<T> o = {static_cast<const T*>(m.data), m.row_stride, m.col_stride, rows, cols, wrap, 0};
+  Operand<T> o = {static_cast<const T*>(m.data),
+                  static_cast<int>(m.row_stride),
+                  static_cast<int>(m.col_stride),
+                  rows,
+                  cols,
+                  wrap,
+                  0};
   if (m.col_stride == 1) {
     const uint64_t bits = reinterpret_cast<uintptr_t>(m.data) | static_cast<uint64_t>(m.row_stride * sizeof(T));
     o.bytes = bits % 16 == 0 ? 16 : bits % 8 == 0 ? 8 : bits % 4 == 0 ? 4 : 0;
@@ -75,7 +84,11 @@ __device__ inline void load_units(uint32_t to, const Operand<T>& from, int first
   for (int i = 0; i < kTileBytes / unit / kThreads; ++i) {
     const int tile_row = threadIdx.x / kUnits + i * kRows, row = first_row + tile_row;
     const int count = row < from.rows ? cols : 0, wrapped = row >= from.wrap ? row - from.wrap : row;
-    const T* data = from.data + (count > 0 ? wrapped * from.row_stride + col * from.col_stride : 0);
+    const T* data = from.data;
+    if (count > 0) {
+      data += static_cast<int64_t>(wrapped) * from.row_stride;
+      data += unit == sizeof(T) ? static_cast<int64_t>(col) * from.col_stride : col;
+    }
     const uint32_t place_of_unit = to + place<chunks>(tile_row, own * unit / 16) + own * unit % 16;
     if constexpr (unit == 16) {
       copy16(place_of_unit, data, count * sizeof(T));
@@ -153,14 +166,16 @@ template <Math math>
 __device__ inline void forward_slab_mma(float (&sums)[kSums], uint32_t a_tile, uint32_t b_tile) {
   const Lane at = this_lane();
   const int lane = at.lane;
+  const uint32_t own_a = a_tile + place<8>(at.row + lane % 16, lane / 16);
+  const uint32_t own_b = b_tile + place<8>(at.col + lane % 8 + lane / 16 * 8, lane / 8 % 2);
   if constexpr (element_bytes(math) == 2) {
 #pragma unroll
     for (int k = 0; k < 4; ++k) {  // 16 elements: 2 chunks
       uint32_t a[2][4], b[2][4];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        load_matrices(a[i], a_tile + place<8>(at.row + 16 * i + lane % 16, 2 * k + lane / 16));
-        load_matrices(b[i], b_tile + place<8>(at.col + 16 * i + lane % 8 + lane / 16 * 8, 2 * k + lane / 8 % 2));
+        load_matrices(a[i], (own_a ^ chunks(2 * k)) + 16 * i * 128);
+        load_matrices(b[i], (own_b ^ chunks(2 * k)) + 16 * i * 128);
       }
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
@@ -178,10 +193,8 @@ __device__ inline void forward_slab_mma(float (&sums)[kSums], uint32_t a_tile, u
       for (int i = 0; i < 2; ++i) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          const int chunk = 4 * k + 2 * half;
-          load_matrices(a[i][half], a_tile + place<8>(at.row + 16 * i + lane % 16, chunk + lane / 16));
-          load_matrices(b[i][half],
-                        b_tile + place<8>(at.col + 16 * i + lane % 8 + lane / 16 * 8, chunk + lane / 8 % 2));
+          load_matrices(a[i][half], (own_a ^ chunks(4 * k + 2 * half)) + 16 * i * 128);
+          load_matrices(b[i][half], (own_b ^ chunks(4 * k + 2 * half)) + 16 * i * 128);
         }
       }
       if constexpr (math == Math::tf32) {
@@ -237,14 +250,15 @@ __device__ inline float4 as_floats(uint4 v) {
 __device__ inline void forward_slab_f32(float (&sums)[kSums], uint32_t a_tile, uint32_t b_tile) {
   const Lane at = this_lane();
   const int p = at.lane / 8, q = at.lane % 8;
+  const uint32_t own_a = a_tile + place<8>(at.row + p, 0), own_b = b_tile + place<8>(at.col + q, 0);
 #pragma unroll 2
   for (int chunk = 0; chunk < 8; ++chunk) {
     float4 b[4];
 #pragma unroll
-    for (int j = 0; j < 4; ++j) b[j] = as_floats(load_shared16(b_tile + place<8>(at.col + q + 8 * j, chunk)));
+    for (int j = 0; j < 4; ++j) b[j] = as_floats(load_shared16((own_b ^ chunks(chunk)) + 8 * j * 128));
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const float4 a = as_floats(load_shared16(a_tile + place<8>(at.row + p + 4 * i, chunk)));
+    for (int i = 0; i < 8; ++i) {  // row p + 4 i has 4 more than row p in its low bits where i is odd
+      const float4 a = as_floats(load_shared16((own_a ^ chunks(chunk ^ i % 2 * 4)) + 4 * i * 128));
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         float& sum = sums[4 * i + j];
@@ -266,21 +280,11 @@ __device__ inline void forward_slab(float (&sums)[kSums], uint32_t a_tile, uint3
   }
 }
 
-// What the update multiplies y's rows by. The operand becomes u_m y[m, n] + (a_m r_m) d_n.
-struct RowTerms {
-  uint32_t scale;     // in shared memory, a float a row of the slab: u; with fp16 c, and the r follow
-  float range;        // fp16: a power of two that brings c into range
-  const float* norm;  // of the slab's rows, in global memory: r
-  const float* term;  // a; null: no rank-1 term
-  int rows;           // of the slab that exist
+// What the update multiplies y's rows by, in shared memory, a float a row of the slab: u; with fp16 2 c, and r follows.
+struct RowScales {
+  uint32_t scale;
+  float range;  // fp16: a power of two that brings the coefficients into range
 };
-
-__device__ inline float load_shared_float(uint32_t from) { return __uint_as_float(load_shared(from)); }
-
-// Row m of the slab times n: the rank-1 term's factor.
-__device__ inline float term_factor(const RowTerms& terms, int m) {
-  return m < terms.rows ? terms.term[m] * terms.norm[m] : 0.f;
-}
 
 // The rows of y that a lane's sums belong to, within the warp's part.
 template <Math math>
@@ -288,39 +292,37 @@ __device__ inline int update_row(int lane, int i) {
   return math == Math::f32 ? lane / 8 * 4 + i / 4 * 16 + i % 4 : lane / 4 + 8 * i;
 }
 template <Math math>
-constexpr int kUpdateRows = math == Math::f32 ? 8 : 4;
-
-template <Math math>
-__device__ inline void update_slab_mma(float (&sums)[kSums], uint32_t a_tile, uint32_t b_tile, const RowTerms& terms,
-                                       const float (&d)[kUpdateRows<math>]) {
+__device__ inline void update_slab_mma(float (&sums)[kSums], uint32_t a_tile, uint32_t b_tile, const RowScales& rows) {
   using T = Element<math>;
   const Lane at = this_lane();
   const int lane = at.lane, t = lane % 4;
   if constexpr (sizeof(T) == 2) {
+    const uint32_t own_a = a_tile + place<8>(lane % 8 + lane / 16 * 8, at.row / 8 + lane / 8 % 2);
+    const uint32_t own_b = b_tile + place<8>(lane % 16, at.col / 8 + lane / 16);
 #pragma unroll
     for (int k = 0; k < 4; ++k) {  // 16 rows
       uint32_t a[2][4], b[2][4];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        load_matrices_transposed(
-            a[i], a_tile + place<8>(16 * k + lane % 8 + lane / 16 * 8, at.row / 8 + 2 * i + lane / 8 % 2));
-        load_matrices_transposed(b[i], b_tile + place<8>(16 * k + lane % 16, at.col / 8 + 2 * i + lane / 16));
+        load_matrices_transposed(a[i], (own_a ^ chunks(2 * i)) + 16 * k * 128);
+        load_matrices_transposed(b[i], (own_b ^ chunks(2 * i)) + 16 * k * 128);
       }
       float u[4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) u[i] = load_shared_float(terms.scale + 4 * (16 * k + 2 * t + i % 2 + i / 2 * 8));
+      for (int i = 0; i < 2; ++i) {
+        const float2 pair = load_shared_pair(rows.scale + 4 * (16 * k + 2 * t + 8 * i));
+        u[2 * i] = pair.x * rows.range;
+        u[2 * i + 1] = pair.y * rows.range;
+      }
       if constexpr (math == Math::fp16) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) u[i] *= terms.range;
-#pragma unroll
         for (int i = 0; i < 2; ++i) {  // r x instead of r y: it is in range whatever the row's norm
-          const uint32_t from = terms.scale + kVectorBytes + 4 * (16 * k + 2 * t + 8 * i);
-          const float low = load_shared_float(from), high = load_shared_float(from + 4);
+          const float2 r = load_shared_pair(rows.scale + kVectorBytes + 4 * (16 * k + 2 * t + 8 * i));
 #pragma unroll
           for (int j = 0; j < 4; ++j) {
             uint32_t& word = b[j / 2][j % 2 * 2 + i];
             const float2 x = unpack<T>(word);
-            word = pack<T>(x.x * low, x.y * high);
+            word = pack<T>(x.x * r.x, x.y * r.y);
           }
         }
       }
@@ -329,19 +331,7 @@ __device__ inline void update_slab_mma(float (&sums)[kSums], uint32_t a_tile, ui
 #pragma unroll
         for (int r = 0; r < 4; ++r) {
           const float2 y = unpack<T>(a[i][r]);
-          float low = y.x * u[r / 2 * 2], high = y.y * u[r / 2 * 2 + 1];
-          if (terms.term) {
-            const int m = 16 * k + 2 * t + r / 2 * 8;
-            const float factor = math == Math::fp16 ? terms.range : 1.f;
-            float w0 = term_factor(terms, m), w1 = term_factor(terms, m + 1);
-            if constexpr (math == Math::fp16) {
-              w0 = m < terms.rows ? terms.term[m] * factor : 0.f;
-              w1 = m + 1 < terms.rows ? terms.term[m + 1] * factor : 0.f;
-            }
-            low = fmaf(w0, d[2 * i + r % 2], low);
-            high = fmaf(w1, d[2 * i + r % 2], high);
-          }
-          a[i][r] = pack<T>(low, high);
+          a[i][r] = pack<T>(y.x * u[r / 2 * 2], y.y * u[r / 2 * 2 + 1]);
         }
       }
 #pragma unroll
@@ -353,23 +343,21 @@ __device__ inline void update_slab_mma(float (&sums)[kSums], uint32_t a_tile, ui
       }
     }
   } else {
-    const auto value = [&](uint32_t tile, int m, int col) {
-      return load_shared_float(tile + place<16>(m, col / 4) + col % 4 * 4);
-    };
+    const int g = lane / 4;
+    const uint32_t own_a = a_tile + place<16>(t, at.row / 4 + g / 4) + g % 4 * 4;
+    const uint32_t own_b = b_tile + place<16>(t, at.col / 4 + g / 4) + g % 4 * 4;
 #pragma unroll
     for (int k = 0; k < 2; ++k) {  // 16 rows: m = t, t + 4, t + 8, t + 12
       float a[2][2][4], b[4][4];   // [product][row g or g + 8][m], [product][m]
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int m = 16 * k + t + 4 * i;
-        const float u = load_shared_float(terms.scale + 4 * m);
-        const float w = terms.term ? term_factor(terms, m) : 0.f;
+        const float u = load_shared_float(rows.scale + 4 * m);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          b[j][i] = value(b_tile, m, at.col + 8 * j + lane / 4);
+          b[j][i] = load_shared_float((own_b ^ chunks(2 * j)) + (16 * k + 4 * i) * 256);
           float& own = a[j / 2][j % 2][i];
-          own = value(a_tile, m, at.row + 8 * j + lane / 4) * u;
-          if (terms.term) own = fmaf(w, d[j], own);
+          own = load_shared_float((own_a ^ chunks(2 * j)) + (16 * k + 4 * i) * 256) * u;
         }
       }
 #pragma unroll
@@ -398,23 +386,19 @@ __device__ inline void update_slab_mma(float (&sums)[kSums], uint32_t a_tile, ui
 }
 
 // Lane (p, q) of 4 x 8 sums rows 4 p + i, 4 p + 16 + i and columns 4 q + j.
-__device__ inline void update_slab_f32(float (&sums)[kSums], uint32_t a_tile, uint32_t b_tile, const RowTerms& terms,
-                                       const float (&d)[8]) {
+__device__ inline void update_slab_f32(float (&sums)[kSums], uint32_t a_tile, uint32_t b_tile, const RowScales& rows) {
   const Lane at = this_lane();
   const int p = at.lane / 8, q = at.lane % 8;
+  const uint32_t own_a = a_tile + place<16>(0, at.row / 4 + p), own_b = b_tile + place<16>(0, at.col / 4 + q);
 #pragma unroll 4
   for (int m = 0; m < kSlab<Math::f32>; ++m) {
-    const float u = load_shared_float(terms.scale + 4 * m);
-    const float4 x = as_floats(load_shared16(b_tile + place<16>(m, at.col / 4 + q)));
-    const float4 y0 = as_floats(load_shared16(a_tile + place<16>(m, at.row / 4 + p)));
-    const float4 y1 = as_floats(load_shared16(a_tile + place<16>(m, at.row / 4 + p + 4)));
+    const float u = load_shared_float(rows.scale + 4 * m);
+    const uint32_t moved = chunks(m % 4 * 2), row = m * 256;
+    const float4 x = as_floats(load_shared16((own_b ^ moved) + row));
+    const float4 y0 = as_floats(load_shared16((own_a ^ moved) + row));
+    const float4 y1 = as_floats(load_shared16((own_a ^ moved ^ chunks(4)) + row));
     const float b[4] = {x.x, x.y, x.z, x.w};
     float a[8] = {y0.x * u, y0.y * u, y0.z * u, y0.w * u, y1.x * u, y1.y * u, y1.z * u, y1.w * u};
-    if (terms.term) {
-      const float w = term_factor(terms, m);
-#pragma unroll
-      for (int i = 0; i < 8; ++i) a[i] = fmaf(w, d[i], a[i]);
-    }
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
 #pragma unroll
@@ -424,30 +408,68 @@ __device__ inline void update_slab_f32(float (&sums)[kSums], uint32_t a_tile, ui
 }
 
 template <Math math>
-__device__ inline void update_slab(float (&sums)[kSums], uint32_t a_tile, uint32_t b_tile, const RowTerms& terms,
-                                   const float (&d)[kUpdateRows<math>]) {
+__device__ inline void update_slab(float (&sums)[kSums], uint32_t a_tile, uint32_t b_tile, const RowScales& rows) {
   if constexpr (math == Math::f32) {
-    update_slab_f32(sums, a_tile, b_tile, terms, d);
+    update_slab_f32(sums, a_tile, b_tile, rows);
   } else {
-    update_slab_mma<math>(sums, a_tile, b_tile, terms, d);
+    update_slab_mma<math>(sums, a_tile, b_tile, rows);
   }
 }
 
-// -- sums of a slab's chunks beside the product
+// -- sums of a slab beside the product, in float32 and before anything is rounded for it
 
 template <typename T>
-__device__ inline void chunk_values(uint4 words, float (&v)[16 / sizeof(T)]) {
-  const uint32_t w[4] = {words.x, words.y, words.z, words.w};
+__device__ inline float2 two_values(uint32_t word, uint32_t next) {
+  if constexpr (sizeof(T) == 4) return {__uint_as_float(word), __uint_as_float(next)};
+  return unpack<T>(word);
+}
+
+// Of x that lies along k: the squares of half a row, row threadIdx.x / 2.
+template <typename T>
+__device__ inline float half_row_squares(uint32_t tile) {
+  const int row = threadIdx.x / 2;
+  const uint32_t own = tile + place<8>(row, threadIdx.x % 2 * 4);
+  float sum = 0.f;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    if constexpr (sizeof(T) == 4) {
-      v[i] = __uint_as_float(w[i]);
-    } else {
-      const float2 pair = unpack<T>(w[i]);
-      v[2 * i] = pair.x;
-      v[2 * i + 1] = pair.y;
+    const uint4 words = load_shared16(own ^ chunks(i));
+    const uint32_t w[5] = {words.x, words.y, words.z, words.w, 0};
+#pragma unroll
+    for (int j = 0; j < 4; j += sizeof(T) / 2) {
+      const float2 v = two_values<T>(w[j], w[j + 1]);
+      sum = fmaf(v.x, v.x, fmaf(v.y, v.y, sum));
     }
   }
+  return sum;
+}
+
+// Of an operand that lies across m: adds weight(m) times row m to the sums of columns 2 l and 2 l + 1 of lane l, over
+// the warp's share of the slab's rows.
+template <Math math, typename Weight>
+__device__ inline void add_columns(float2& sum, uint32_t tile, const Weight& weight) {
+  constexpr int kBytes = 2 * element_bytes(math), kChunks = kAcrossChunks<math>, kRows = kSlab<math> / (kThreads / 32);
+  const int byte = threadIdx.x % 32 * kBytes, first = threadIdx.x / 32 * kRows;
+#pragma unroll 4
+  for (int i = 0; i < kRows; ++i) {
+    const uint32_t from = tile + place<kChunks>(first + i, byte / 16) + byte % 16;
+    float2 v;
+    if constexpr (element_bytes(math) == 4) {
+      v = load_shared_pair(from);
+    } else {
+      v = unpack<Element<math>>(__float_as_uint(load_shared_float(from)));
+    }
+    const float w = weight(first + i);
+    sum.x = fmaf(w, v.x, sum.x);
+    sum.y = fmaf(w, v.y, sum.y);
+  }
+}
+
+// Leaves the warps' sums of columns in shared memory, to be added by whoever needs column i.
+__device__ inline void leave_columns(float* sums, float2 own) {
+  *reinterpret_cast<float2*>(sums + threadIdx.x / 32 * kTile + threadIdx.x % 32 * 2) = own;
+}
+__device__ inline float column_sum(const float* sums, int i) {
+  return ((sums[i] + sums[kTile + i]) + sums[2 * kTile + i]) + sums[3 * kTile + i];
 }
 
 // -- the sums, row by row, in shared memory

@@ -6,8 +6,8 @@
 
 namespace ffkernels::cuda {
 
-// Vectors of M floats that a layer's rows leave for its update.
-enum RowVector { kScale, kCoef, kNorm, kTerm };  // u = 2 c r, 2 c, r, a
+// Vectors of M floats that a layer's rows leave for its update: u = 2 c r, 2 c, r, a.
+enum RowVector { kScale, kCoef, kNorm, kTerm };
 
 __device__ inline float* row_vector(const Params& params, int index, RowVector which) {
   return params.workspace.rows + static_cast<int64_t>(index % 2 * kRowVectors + which) * params.rows;

@@ -8,7 +8,7 @@ namespace ffkernels::cuda {
 
 template <Math math>
 __device__ inline void run_stages(const Params& params) {
-  extern __shared__ __align__(128) unsigned char shared[];
+  extern __shared__ __align__(256) unsigned char shared[];
   uint32_t* flag = reinterpret_cast<uint32_t*>(shared + shared_bytes(math) - 16);
   for (int stage = params.stage_begin; stage < params.stage_end; ++stage) {
     if (stage > params.stage_begin) grid_barrier(params.workspace.words + kBarrierWord);

@@ -47,7 +47,7 @@ __device__ inline void optimize_bias(const Layer& layer, const OptimizerStep& st
 template <Math math>
 __device__ inline void update_tile(const Params& params, int index, int item, unsigned char* shared, uint32_t* flag) {
   using T = Element<math>;
-  constexpr int kChunks = kAcrossChunks<math>, kPer = 16 / sizeof(T), kGroups = kThreads / kChunks;
+  constexpr int kChunks = kAcrossChunks<math>;
   const Layer& layer = params.layer[index];
   const int splits = layer.splits, tile = item / splits, split = item % splits;
   const int col_tiles = tiles(layer.depth), n0 = tile / col_tiles * kTile, k0 = tile % col_tiles * kTile;
@@ -57,104 +57,106 @@ __device__ inline void update_tile(const Params& params, int index, int item, un
   const bool with_bias =
       k0 == 0 && (layer.optimizer.kind == OptimizerKind::store ? layer.grad_bias : layer.bias) != nullptr;
   const float range = math == Math::fp16 ? range_factor(params, index) : 1.f;
-  const float* term = layer.row_term.data ? row_vector(params, index, kTerm) : nullptr;
+  const bool has_term = layer.row_term.data != nullptr;
+  const float* vectors = row_vector(params, index, kScale);
 
-  float sums[kSums] = {}, bias[kPer] = {}, d[kUpdateRows<math>] = {};
-  if (term) {
-    const Lane at_lane = this_lane();
-#pragma unroll
-    for (int i = 0; i < kUpdateRows<math>; ++i) {
-      const int n = n0 + at_lane.row + update_row<math>(at_lane.lane, i);
-      if (n < layer.cols) d[i] = at(layer.col_term, n);
-    }
-  }
+  float sums[kSums] = {};
+  float2 bias = {}, term = {};  // sum_m 2 c_m y[m, n] and sum_m a_m r_m x[m, k]
   {
     const Operand<T> y = operand<T>(layer.gradient_y, end, layer.cols);
     const Operand<T> x = operand<T>(layer.x, end, layer.depth, params.rows / candidates_of(params, index));
-    const uint32_t slabs = shared_address(shared), vectors = slabs + kPipeline * 2 * kTileBytes;
+    const uint32_t slabs = shared_address(shared), vectors_at = slabs + kPipeline * 2 * kTileBytes;
     constexpr int kVectors = math == Math::fp16 ? 2 : 1;
-    const float* scale = row_vector(params, index, math == Math::fp16 ? kCoef : kScale);
-    const float* coef = row_vector(params, index, kCoef);
-    const float* norm = row_vector(params, index, kNorm);
-    pipeline((end - begin + kSlab<math> - 1) / kSlab<math>,
-             [&](int slot, int step) {
-               const int m = begin + step * kSlab<math>;
-               load_tile<kChunks>(slabs + slot * 2 * kTileBytes, y, m, n0);
-               load_tile<kChunks>(slabs + (slot * 2 + 1) * kTileBytes, x, m, k0);
-               const int i = threadIdx.x % kTile, own = m + i;
-               if (i < kSlab<math> && static_cast<int>(threadIdx.x) < kTile * kVectors) {
-                 const float* from = threadIdx.x < kTile ? scale : norm;
-                 copy4(vectors + (slot * kVectors + threadIdx.x / kTile) * kVectorBytes + 4 * i,
-                       from + (own < end ? own : 0), own < end ? 4 : 0);
-               }
-             },
-             [&](int slot, int step) {
-               const int m = begin + step * kSlab<math>;
-               const uint32_t tile_y = slabs + slot * 2 * kTileBytes;
-               if (with_labels) {
-                 overlay<kChunks, T>(shared + (slot * 2 + 1) * kTileBytes, kSlab<math>, kTile, m, k0, params.rows,
-                                     params.labels, true);
-               }
-               if (with_bias) {  // sum_m 2 c_m y[m, n]
-                 const int chunk = threadIdx.x % kChunks, row = threadIdx.x / kChunks;
-#pragma unroll
-                 for (int i = 0; i < kSlab<math> / kGroups; ++i) {
-                   const int own = m + row + kGroups * i;
-                   const float c = own < end ? coef[own] : 0.f;
-                   float v[kPer];
-                   chunk_values<T>(load_shared16(tile_y + place<kChunks>(row + kGroups * i, chunk)), v);
-#pragma unroll
-                   for (int j = 0; j < kPer; ++j) bias[j] = fmaf(c, v[j], bias[j]);
-                 }
-               }
-               const RowTerms terms = {vectors + slot * kVectors * kVectorBytes, range, norm + m,
-                                       term ? term + m : nullptr, end - m};
-               update_slab<math>(sums, tile_y, tile_y + kTileBytes, terms, d);
-             });
+    pipeline(
+        (end - begin + kSlab<math> - 1) / kSlab<math>,
+        [&](int slot, int step) {
+          const int m = begin + step * kSlab<math>;
+          load_tile<kChunks>(slabs + slot * 2 * kTileBytes, y, m, n0);
+          load_tile<kChunks>(slabs + (slot * 2 + 1) * kTileBytes, x, m, k0);
+          const int i = threadIdx.x % kTile, own = m + i;
+          if (i < kSlab<math> && static_cast<int>(threadIdx.x) < kTile * kVectors) {
+            const RowVector first = math == Math::fp16 ? kCoef : kScale;
+            const float* from = vectors + (threadIdx.x < kTile ? first : kNorm) * static_cast<int64_t>(params.rows);
+            copy4(vectors_at + (slot * kVectors + threadIdx.x / kTile) * kVectorBytes + 4 * i,
+                  from + (own < end ? own : 0), own < end ? 4 : 0);
+          }
+        },
+        [&](int slot, int step) {
+          const int m = begin + step * kSlab<math>;
+          const uint32_t tile_y = slabs + slot * 2 * kTileBytes;
+          if (with_labels) {
+            overlay<kChunks, T>(shared + (slot * 2 + 1) * kTileBytes, kSlab<math>, kTile, m, k0, params.rows,
+                                params.labels, true);
+          }
+          const int left = end - m;
+          const int64_t pitch = params.rows;
+          const float* own = vectors + m;
+          if (with_bias) {
+            add_columns<math>(bias, tile_y, [&](int i) { return i < left ? own[kCoef * pitch + i] : 0.f; });
+          }
+          if (has_term) {
+            add_columns<math>(term, tile_y + kTileBytes,
+                              [&](int i) { return i < left ? own[kTerm * pitch + i] * own[kNorm * pitch + i] : 0.f; });
+          }
+          const RowScales scales = {vectors_at + slot * kVectors * kVectorBytes, range};
+          update_slab<math>(sums, tile_y, tile_y + kTileBytes, scales);
+        });
   }
 
   float* stage = reinterpret_cast<float*>(shared);
-  float* bias_sums = reinterpret_cast<float*>(shared + kStageBytes);  // (groups, kTile)
-  float* scratch = bias_sums + kGroups * kTile;
+  float* bias_sums = reinterpret_cast<float*>(shared + kStageBytes);  // (warps, kTile)
+  float* term_sums = bias_sums + kThreads / 32 * kTile;
+  float* scratch = term_sums + kThreads / 32 * kTile;
   stage_sums<math, true>(stage, sums);
-  float bias_gradient = 0.f;  // of column n0 + threadIdx.x
-  if (with_bias) {
-    float term_sum = 0.f;
-    if (term) {
-      for (int m = begin + static_cast<int>(threadIdx.x); m < end; m += kThreads) term_sum += term[m];
-      term_sum = block_sum(term_sum, scratch);
+  leave_columns(bias_sums, bias);
+  leave_columns(term_sums, term);
+  float a_sum = 0.f;
+  if (with_bias && has_term) {
+    for (int m = begin + static_cast<int>(threadIdx.x); m < end; m += kThreads) {
+      a_sum += vectors[static_cast<int64_t>(kTerm) * params.rows + m];
     }
-#pragma unroll
-    for (int j = 0; j < kPer; ++j) {
-      bias_sums[threadIdx.x / kChunks * kTile + threadIdx.x % kChunks * kPer + j] = bias[j];
-    }
-    __syncthreads();
-    if (threadIdx.x < kTile) {
-      for (int i = 0; i < kGroups; ++i) bias_gradient += bias_sums[i * kTile + threadIdx.x];
-      const int n = n0 + static_cast<int>(threadIdx.x);
-      if (term && n < layer.cols) bias_gradient = fmaf(at(layer.col_term, n), term_sum, bias_gradient);
-    }
+    a_sum = block_sum(a_sum, scratch);
   }
   __syncthreads();
+  const int n = n0 + static_cast<int>(threadIdx.x);  // of the thread's bias
+  const bool owns_bias = with_bias && threadIdx.x < kTile && n < layer.cols;
+  float bias_gradient = 0.f;
+  if (owns_bias) {
+    bias_gradient = column_sum(bias_sums, threadIdx.x);
+    if (has_term) bias_gradient = fmaf(at(layer.col_term, n), a_sum, bias_gradient);
+  }
 
   const int four = threadIdx.x % 16, col = k0 + 4 * four, count = min(max(layer.depth - col, 0), 4);
   constexpr int kSplitFloats = kTile * kTile + kTile;
   float* own_split = params.workspace.split + static_cast<int64_t>(item) * kSplitFloats;
   const float* first_split = params.workspace.split + static_cast<int64_t>(item - split) * kSplitFloats;
-  if (splits > 1) {
-    for (int row = threadIdx.x / 16; row < kTile; row += kEpilogueRows) {
-      *reinterpret_cast<float4*>(own_split + row * kTile + 4 * four) = staged_four(stage, row, four);
+  const float inverse_range = 1.f / range;
+  const auto staged_gradient = [&](float (&gradient)[4], int row) {
+    spread(gradient, staged_four(stage, row, four));
+#pragma unroll
+    for (float& g : gradient) g *= inverse_range;
+    if (has_term && n0 + row < layer.cols) {  // dz has a_m d_n, so dW has d_n sum_m a_m r_m x[m, k]
+      const float d = at(layer.col_term, n0 + row);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) gradient[j] = fmaf(d, column_sum(term_sums, 4 * four + j), gradient[j]);
     }
-    if (with_bias && threadIdx.x < kTile) own_split[kTile * kTile + threadIdx.x] = bias_gradient;
+  };
+  if (splits > 1) {
+#pragma unroll 1
+    for (int row = threadIdx.x / 16; row < kTile; row += kEpilogueRows) {
+      float gradient[4];
+      staged_gradient(gradient, row);
+      store_four(own_split + row * kTile + 4 * four, gradient, 4, true);
+    }
+    if (owns_bias) own_split[kTile * kTile + threadIdx.x] = bias_gradient;
     uint32_t* counters = params.workspace.words + kRowWords + tiles(params.rows / params.labels.candidates);
     if (!last_to_arrive(counters + tile, splits, flag)) return;
-    if (with_bias && threadIdx.x < kTile) {
+    if (owns_bias) {
       bias_gradient = 0.f;
       for (int s = 0; s < splits; ++s) bias_gradient += first_split[s * kSplitFloats + kTile * kTile + threadIdx.x];
     }
   }
   const OptimizerStep step = begin_step(layer.optimizer);
-  const float inverse_range = 1.f / range;
   const bool whole =
       count == 4 && layer.depth % 4 == 0 &&
       aligned_for_four(layer.optimizer.kind == OptimizerKind::store ? layer.grad_weight : layer.weight.data, 0,
@@ -163,7 +165,6 @@ __device__ inline void update_tile(const Params& params, int index, int item, un
 #pragma unroll 1
   for (int row = threadIdx.x / 16; row < kTile; row += kEpilogueRows) {
     float gradient[4];
-    spread(gradient, staged_four(stage, row, four));
     if (splits > 1) {
       spread(gradient, {});
       for (int s = 0; s < splits; ++s) {
@@ -172,17 +173,14 @@ __device__ inline void update_tile(const Params& params, int index, int item, un
 #pragma unroll
         for (int j = 0; j < 4; ++j) gradient[j] += part[j];
       }
-    }
-    if constexpr (math == Math::fp16) {
-#pragma unroll
-      for (float& g : gradient) g *= inverse_range;
+    } else {
+      staged_gradient(gradient, row);
     }
     if (n0 + row < layer.cols && count > 0) {
       optimize_four<T>(layer, step, static_cast<int64_t>(n0 + row) * layer.depth + col, gradient, count, whole);
     }
   }
-  const int n = n0 + static_cast<int>(threadIdx.x);
-  if (with_bias && threadIdx.x < kTile && n < layer.cols) optimize_bias<T>(layer, step, n, bias_gradient);
+  if (owns_bias) optimize_bias<T>(layer, step, n, bias_gradient);
 }
 
 }  // namespace ffkernels::cuda
