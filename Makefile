@@ -7,13 +7,14 @@ CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu'
 export PIP_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help train test quick bench sanitize lint format clean FORCE
+.PHONY: help train test quick bench gpu sanitize lint format clean FORCE
 
 help:
 	@echo 'make train   train a network on handwritten digits   ARGS="--hidden 500 500 --epochs 20"'
 	@echo 'make test    run all tests                           ARGS="-k forward"'
 	@echo 'make quick   run the tests that take no time'
 	@echo 'make bench   time the kernels'
+	@echo 'make gpu     on a machine with a GPU: run the GPU tests, then time the kernels   ARGS="--quick"'
 	@echo 'make sanitize run the CPU kernels under sanitizers of memory, undefined behaviour and threads'
 	@echo 'make lint    check style and types;  make format  put the style right'
 	@echo 'make clean   remove all that was built, .venv included'
@@ -28,6 +29,12 @@ test: .venv/built
 
 quick: .venv/built
 	$(RUN) -m pytest -m 'not slow' $(ARGS)
+
+gpu: .venv/installed
+	@$(RUN) -m ffkernels.benchmark.gpu
+	@$(MAKE) --no-print-directory .venv/built
+	$(RUN) -m pytest -m gpu
+	$(RUN) -m pytest bench/bench_suite.py --device cuda --output build/gpu $(ARGS)
 
 bench: .venv/built
 	$(RUN) -m ffkernels bench $(ARGS)

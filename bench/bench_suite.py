@@ -2,6 +2,8 @@
 
 pytest bench/bench_suite.py
 pytest bench/bench_suite.py -k "step and 1024"
+pytest bench/bench_suite.py --device cuda --format bf16 medium      on a GPU
+pytest bench/bench_suite.py --device cuda --quick --output folder   few cases; run.json and run.md in folder
 
 All columns of a case are timed interleaved before its first line; each line then replays the samples of its column to
 pytest-benchmark, which times one function after the other.
@@ -9,8 +11,9 @@ pytest-benchmark, which times one function after the other.
 
 import pytest
 
+from ffkernels.benchmark import columns, gpu
 from ffkernels.benchmark.cases import CASES
-from ffkernels.benchmark.columns import COLUMNS
+from ffkernels.benchmark.formats import FORMATS
 
 
 class Replay:
@@ -27,19 +30,33 @@ class Replay:
 
 
 REPLAY = Replay()
-LINES = [
-    pytest.param(case, name, id=f"{case.name}-{name}") for case in CASES for name in COLUMNS if COLUMNS[name].has(case)
-]
+
+
+def pytest_generate_tests(metafunc):
+    """A line for each case, format (on a GPU) and column."""
+    config = metafunc.config
+    cases = [case for case in CASES if case.quick or not config.getoption("quick")]
+    formats = [None]
+    if config.getoption("device") == "cuda":
+        formats = [FORMATS[name] for name in config.getoption("format")]
+    lines = []
+    for case in cases:
+        for fmt in formats:
+            found = columns.COLUMNS if fmt is None else gpu.columns(fmt)
+            label = case.name if fmt is None else f"{case.name}, {fmt.name}"
+            lines += [
+                pytest.param(case, fmt, name, id=f"{label}-{name}")
+                for name, column in found.items()
+                if column.has(case)
+            ]
+    metafunc.parametrize(("case", "fmt", "column"), lines)
 
 
 @pytest.mark.benchmark(timer=REPLAY.clock)
-@pytest.mark.parametrize(("case", "column"), LINES)
-def bench_suite(benchmark, measured, case, column):
-    found = measured(case)
-    if column in found.left_out:
-        pytest.skip(found.left_out[column])
-    samples = found.samples[column]
-    REPLAY.load(samples)
-    benchmark.group = case.name
-    benchmark.extra_info["errors"] = found.errors.get(column)
-    benchmark.pedantic(REPLAY, rounds=len(samples))
+def bench_suite(benchmark, measured, case, fmt, column):
+    samples, left_out = measured(case, fmt)
+    if column in left_out:
+        pytest.skip(left_out[column])
+    REPLAY.load(samples[column])
+    benchmark.group = case.name if fmt is None else f"{case.name}, {fmt.name}"
+    benchmark.pedantic(REPLAY, rounds=len(samples[column]))

@@ -82,7 +82,7 @@ def unavailable(backend: str) -> str | None:
     return _UNAVAILABLE[backend]()
 
 
-def _refusal(backend: str, op: str, device: str, dtype: torch.dtype) -> str | None:
+def refusal(backend: str, op: str, device: str, dtype: torch.dtype) -> str | None:
     """Why ``backend`` cannot run ``op`` on such tensors; None if it can."""
     reason = unavailable(backend)
     if reason is not None:
@@ -159,7 +159,7 @@ def _select(op: str, device: str, dtype: torch.dtype, setting: str | None = None
     order = _AUTO_ORDER if setting == "auto" else (setting,)
     against: list[str] = []
     for backend in order:
-        reason = _refusal(backend, op, device, dtype)
+        reason = refusal(backend, op, device, dtype)
         if reason is None:
             return backend, against
         against.append(f"{backend}: {reason}")

@@ -42,7 +42,7 @@ def targets(op, dtypes=DTYPES):
         for backend in backends.BACKENDS
         for device in DEVICES
         for dtype in dtypes
-        if backends._refusal(backend, op, device, dtype) is None
+        if backends.refusal(backend, op, device, dtype) is None
     ]
 
 

@@ -29,6 +29,13 @@ def pytest_configure(config):
     torch.set_num_threads(min(4, os.cpu_count() or 1))
 
 
+def pytest_collection_modifyitems(items):
+    for item in items:
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        if getattr(params.get("target"), "device", "cpu") != "cpu":
+            item.add_marker("gpu")
+
+
 def pytest_report_header(config):
     extension = _extension.unavailable() or "loaded"
     return f"torch {torch.__version__}, {torch.get_num_threads()} threads, extension: {extension}"

@@ -13,7 +13,7 @@ from ffkernels.benchmark.check import Truth, allowed, require_right
 from ffkernels.benchmark.columns import COLUMNS, FUSED, Products
 from ffkernels.benchmark.limit import bandwidth, limit, peaks
 from ffkernels.benchmark.problem import Problem
-from ffkernels.benchmark.timing import ROUNDS, Timed, interleaved
+from ffkernels.benchmark.timing import ROUNDS, Timed, interleaved, wall
 
 EXTENSION = _extension.unavailable()
 pytestmark = pytest.mark.skipif(EXTENSION is not None, reason=f"{EXTENSION}")
@@ -214,7 +214,7 @@ def test_functions_are_timed_in_turns():
         "a": Timed(clock.function("a", 1.0), Settings),
         "b": Timed(clock.function("b", 2.0, 2.0, 7.0, 2.0), Settings),
     }
-    samples = interleaved(functions, 18.0, lambda: clock.now)
+    samples = interleaved(functions, 18.0, wall(lambda: clock.now))
     assert clock.order == ["a", "a", "b", "b", *["a", "b"] * 6]  # two to warm up, then 18 s / 3 s rounds
     assert entered == list(range(16))
     assert samples["a"] == pytest.approx([1.0] * 6)
@@ -224,10 +224,11 @@ def test_functions_are_timed_in_turns():
 def test_short_functions_are_called_several_times_a_sample():
     clock = Clock()
     timed = Timed(clock.function("a", 1e-3), nullcontext)
-    assert interleaved({"a": timed}, 0.0, lambda: clock.now) == {"a": pytest.approx([1e-3] * ROUNDS[0])}
+    assert interleaved({"a": timed}, 0.0, wall(lambda: clock.now)) == {"a": pytest.approx([1e-3] * ROUNDS[0])}
     assert len(clock.order) == 2 + 5 * ROUNDS[0]
 
 
+BEGIN, END = (mark.format("measured") for mark in (report.BEGIN, report.END))
 RECORD = {
     "name": "step 1 x 2->3",
     "seconds": {
@@ -284,10 +285,10 @@ def test_tables_show_ratios_first_then_times():
 
 
 def test_markdown_goes_between_the_marks():
-    document = f"# Title\n\n{report.BEGIN}\nold\n{report.END}\nrest\n"
+    document = f"# Title\n\n{BEGIN}\nold\n{END}\nrest\n"
     new = report.replaced(document, report.markdown(run_of(RECORD)))
-    assert new.startswith(f"# Title\n\n{report.BEGIN}\n\nMachine: Z80,")
-    assert new.endswith(f"\n\n{report.END}\nrest\n")
+    assert new.startswith(f"# Title\n\n{BEGIN}\n\nMachine: Z80,")
+    assert new.endswith(f"\n\n{END}\nrest\n")
     assert "| step 1 x 2->3 | medium | 6.00x | 4.50x | 3.00x | - | 1.50x | 0.50x | 60% | 2.00 |" in new.splitlines()
     assert "old" not in new
     assert report.replaced(new, "x") == report.replaced(document, "x")
@@ -306,7 +307,7 @@ def tiny_suite(monkeypatch):
 
 def test_the_command_prints_writes_and_draws(tiny_suite, tmp_path, capsys):
     files = {kind: tmp_path / f"run.{kind}" for kind in ("json", "png", "md")}
-    files["md"].write_text(f"{report.BEGIN}\n{report.END}\n")
+    files["md"].write_text(f"{BEGIN}\n{END}\n")
     options = ["--json", str(files["json"]), "--png", str(files["png"]), "--markdown", str(files["md"])]
     assert cli.main(["bench", "--threads", "1", *options]) == 0
     printed = capsys.readouterr()

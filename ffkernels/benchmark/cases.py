@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 
+import torch
+
+from ..cost import Layer
 from ..optim import SGD, Adam
 
 FLOAT = 4  # bytes: all tensors are float32
@@ -86,6 +89,28 @@ class Case:
     def _rows_of_y(self) -> int:  # elements; a network's step and a prediction give no y
         rows, _, n = self.products[0]
         return rows * n if self.kind in ("forward", "step") else 0
+
+
+def op_of(case: Case) -> str:
+    """The op that computes it; of a prediction the first one of each pass."""
+    return {
+        "forward": "ff_forward",
+        "step": "ff_step_",
+        "network": "ff_network_step_",
+        "labels": "ff_network_step_",
+        "predict": "ff_label_forward",
+    }[case.kind]
+
+
+def layers_of(case: Case, dtype: torch.dtype) -> list[Layer]:
+    """Its layers as the cost model takes them."""
+    rows = case.batch * (CLASSES if case.kind == "predict" else 2)
+    return [
+        Layer(
+            rows, k, n, dtype, case.slots, images=case.batch if case.labelled and i == 0 else None, sqnorm_given=i > 0
+        )
+        for i, (k, n) in enumerate(pairwise(case.sizes))
+    ]
 
 
 def _layers(kind: str) -> list[Case]:

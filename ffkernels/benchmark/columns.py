@@ -18,6 +18,7 @@ from .cases import CLASSES, Case
 from .problem import Problem
 from .torch_columns import STRENGTH, THRESHOLD, Autograd, Compiled, Eager, Result
 
+TRAINING = ("step", "network", "labels")  # kinds of cases
 FUSED = tuple(f"ffkernels {p}" for p in PRECISIONS)
 
 
@@ -29,14 +30,20 @@ class Fused:
         self.problem = problem
         self.net = FFNet.from_sizes(
             case.sizes, num_classes=CLASSES, label_strength=STRENGTH, threshold=THRESHOLD, goodness="mean",
-            optimizer=case.optimizer, precision=precision,
+            optimizer=case.optimizer, precision=precision, device=problem.device, dtype=problem.dtype,
         )  # fmt: skip
-        for layer, w, b in zip(self.net.stack, problem.weights, problem.biases, strict=True):
+        self.weights: list[Tensor] = [layer.weight for layer in self.net.stack]
+        self.run: Callable[[], Result] = getattr(self, f"_{case.kind}")
+        self.reset()
+
+    def reset(self) -> None:
+        """Parameters and state as they were at first, in the same memory."""
+        for layer, w, b in zip(self.net.stack, self.problem.weights, self.problem.biases, strict=True):
             layer.weight.copy_(w)
             assert layer.bias is not None
             layer.bias.copy_(b)
-        self.weights: list[Tensor] = [layer.weight for layer in self.net.stack]
-        self.run: Callable[[], Result] = getattr(self, f"_{case.kind}")
+            for t in layer.state.values():
+                t.zero_()
 
     def moments(self) -> list[Tensor]:
         """The first moment of each layer's weight."""
@@ -77,11 +84,12 @@ class Products:
         case = problem.case
         self.calls: list[tuple[Tensor, Tensor, Tensor]] = []
         for (rows, k, n), w in zip(case.products, problem.weights, strict=True):
-            x = problem.x.to(dtype) if rows == len(problem.x) and k == case.sizes[0] else torch.rand(rows, k).to(dtype)
-            y = torch.rand(rows, n).to(dtype)
+            first = rows == len(problem.x) and k == case.sizes[0]
+            x = problem.x.to(dtype) if first else torch.rand(rows, k, device=problem.device).to(dtype)
+            y = torch.rand(rows, n, device=problem.device).to(dtype)
             self.calls.append((x, w.to(dtype).t(), torch.empty_like(y)))
             if case.trains:
-                self.calls.append((y.t(), x, torch.empty(n, k, dtype=dtype)))
+                self.calls.append((y.t(), x, torch.empty(n, k, dtype=dtype, device=problem.device)))
 
     def run(self) -> Result:
         for a, b, out in self.calls:
@@ -90,7 +98,7 @@ class Products:
 
 
 @contextmanager
-def _matmul_precision(name: str) -> Iterator[None]:
+def matmul_precision(name: str) -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(name)
     try:
@@ -107,6 +115,7 @@ class Column:
     settings: Callable[[], AbstractContextManager[Any]] = nullcontext
     precision: str | None = "highest"  # of the result; None: there is none to check
     kinds: tuple[str, ...] | None = None  # of the cases that have this column; None: all
+    unavailable: Callable[[Case], str | None] = lambda case: None  # why it cannot run here; None: it can
 
     def has(self, case: Case) -> bool:
         return self.kinds is None or case.kind in self.kinds
@@ -117,10 +126,10 @@ def _fused(precision: str) -> Column:
 
 
 COLUMNS: dict[str, Column] = {
-    "autograd": Column(Autograd, kinds=("step", "network", "labels")),  # without training it is the eager one
+    "autograd": Column(Autograd, kinds=TRAINING),  # without training it is the eager one
     "eager": Column(Eager),
     "compile": Column(Compiled),
-    "compile medium": Column(Compiled, lambda: _matmul_precision("medium"), "medium"),
+    "compile medium": Column(Compiled, lambda: matmul_precision("medium"), "medium"),
     "reference": Column(lambda problem: Fused(problem, "highest"), lambda: use_backend("reference")),
     **{name: _fused(p) for name, p in zip(FUSED, PRECISIONS, strict=True)},
     "mm float32": Column(lambda problem: Products(problem, torch.float32), precision=None),

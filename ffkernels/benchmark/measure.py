@@ -11,7 +11,7 @@ import torch
 
 from .cases import Case
 from .check import Truth, require_right
-from .columns import COLUMNS
+from .columns import COLUMNS, Column
 from .limit import bandwidth, peaks, require_extension
 from .machine import machine
 from .problem import Problem
@@ -19,6 +19,45 @@ from .report import with_ratios
 from .timing import Timed, interleaved
 
 SECONDS = 20.0  # for each case: medians of large cases, too, are of several rounds then
+
+
+def checked(
+    problem: Problem, columns: dict[str, Column]
+) -> tuple[dict[str, Timed], dict[str, dict[str, float]], dict[str, str]]:
+    """Make and run every column once.
+
+    Returns:
+        What is to be timed; the relative errors of each column's first result; the columns that cannot run here, with
+        the reason.
+
+    Raises:
+        RuntimeError: a column gave a wrong result.
+    """
+    from torch._inductor.exc import InductorError, InvalidCxxCompiler  # loads all of torch.compile
+
+    torch.compiler.reset()  # compiled code of other cases would count as recompilations
+    case, truth = problem.case, Truth(problem)
+    timed, errors, left_out = {}, {}, {}
+    for name, column in columns.items():
+        if not column.has(case):
+            continue
+        if reason := column.unavailable(case):
+            left_out[name] = reason
+            continue
+        try:
+            with column.settings():
+                made = column.make(problem)
+                result = made.run()
+        except InductorError as error:
+            if not isinstance(error.inner_exception, InvalidCxxCompiler):
+                raise
+            left_out[name] = f"torch.compile found no C++ compiler: {error.inner_exception}"
+            continue
+        if column.precision is not None:
+            errors[name] = truth.errors(made, result)
+            require_right(f"{case.name}, {name}", errors[name], column.precision)
+        timed[name] = Timed(made.run, column.settings)
+    return timed, errors, left_out
 
 
 @dataclass(frozen=True)
@@ -60,29 +99,7 @@ def measure(case: Case, seconds: float) -> Measurement:
     Raises:
         RuntimeError: a column gave a wrong result.
     """
-    from torch._inductor.exc import InductorError, InvalidCxxCompiler  # loads all of torch.compile
-
-    torch.compiler.reset()  # compiled code of other cases would count as recompilations
-    problem = Problem(case)
-    truth = Truth(problem)
-    timed, errors, left_out = {}, {}, {}
-    for name, column in COLUMNS.items():
-        if not column.has(case):
-            continue
-        made = column.make(problem)
-        try:
-            with column.settings():
-                result = made.run()
-        except InductorError as error:
-            if not isinstance(error.inner_exception, InvalidCxxCompiler):
-                raise
-            left_out[name] = f"torch.compile found no C++ compiler: {error.inner_exception}"
-            continue
-        if column.precision is not None:
-            errors[name] = truth.errors(made, result)
-            require_right(f"{case.name}, {name}", errors[name], column.precision)
-        timed[name] = Timed(made.run, column.settings)
-    del truth
+    timed, errors, left_out = checked(Problem(case), COLUMNS)
     rate = bandwidth(case.working_set)
     samples = interleaved(timed, seconds)
     # other programs only make it less: the best of two moments

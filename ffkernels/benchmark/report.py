@@ -19,7 +19,7 @@ BASELINES = {
     "mm bf16": "GEMMs bf16",
 }
 LIMIT = "of limit"
-BEGIN, END = "<!-- begin of the measured tables -->", "<!-- end of the measured tables -->"
+BEGIN, END = "<!-- begin of the {} tables -->", "<!-- end of the {} tables -->"
 _BEST_FIRST = tuple(reversed(PRECISIONS))
 
 
@@ -74,7 +74,7 @@ def time_rows(records: Iterable[dict[str, Any]]) -> list[list[str]]:
     return rows
 
 
-def _aligned(rows: Sequence[Sequence[str]], first_numbers: int) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]], first_numbers: int) -> list[str]:
     """Columns of text: from ``first_numbers`` on flush right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
@@ -85,7 +85,7 @@ def _aligned(rows: Sequence[Sequence[str]], first_numbers: int) -> list[str]:
     return lines
 
 
-def _markdown(rows: Sequence[Sequence[str]], first_numbers: int) -> list[str]:
+def as_markdown(rows: Sequence[Sequence[str]], first_numbers: int) -> list[str]:
     rule = ["---:" if i >= first_numbers else "---" for i in range(len(rows[0]))]
     return ["| " + " | ".join(row) + " |" for row in (rows[0], rule, *rows[1:])]
 
@@ -112,8 +112,8 @@ _TIMES = "Medians, ms:"
 
 def text(run: dict[str, Any]) -> str:
     """The run for a terminal."""
-    lines = [*headline(run), "", _RATIOS, *_aligned(_blanked(ratio_rows(run["cases"])), 2)]
-    lines += ["", _TIMES, *_aligned(time_rows(run["cases"]), 1)]
+    lines = [*headline(run), "", _RATIOS, *aligned(_blanked(ratio_rows(run["cases"])), 2)]
+    lines += ["", _TIMES, *aligned(time_rows(run["cases"]), 1)]
     reasons = {f"{name} is left out: {why}" for case in run["cases"] for name, why in case["left_out"].items()}
     return "\n".join([*lines, *sorted(reasons)])
 
@@ -122,14 +122,19 @@ def markdown(run: dict[str, Any]) -> str:
     """The run as a part of a Markdown file."""
     machine, peak = headline(run)
     lines = [f"Machine: {machine}.", "", f"{peak[0].upper()}{peak[1:]}.", "", _RATIOS, ""]
-    lines += [*_markdown(_blanked(ratio_rows(run["cases"])), 2), "", _TIMES, ""]
-    return "\n".join([*lines, *_markdown(time_rows(run["cases"]), 1)])
+    lines += [*as_markdown(_blanked(ratio_rows(run["cases"])), 2), "", _TIMES, ""]
+    return "\n".join([*lines, *as_markdown(time_rows(run["cases"]), 1)])
 
 
-def replaced(document: str, part: str) -> str:
-    """``document`` with ``part`` between its two marker lines; ValueError if it does not have them."""
-    head, begin, rest = document.partition(BEGIN)
-    _, end, tail = rest.partition(END)
+def replaced(document: str, part: str, what: str = "measured") -> str:
+    """``document`` with ``part`` between its two marker lines; ValueError if it does not have them.
+
+    Args:
+        what: the word in those lines: "measured" or "predicted".
+    """
+    first, last = BEGIN.format(what), END.format(what)
+    head, begin, rest = document.partition(first)
+    _, end, tail = rest.partition(last)
     if not begin or not end:
-        raise ValueError(f"it must hold the lines {BEGIN!r} and {END!r}, between which the tables go")
+        raise ValueError(f"it must hold the lines {first!r} and {last!r}, between which the tables go")
     return f"{head}{begin}\n\n{part}\n\n{end}{tail}"

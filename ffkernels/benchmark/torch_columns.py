@@ -92,7 +92,10 @@ def _train(
 def _torch_optimizer(optimizer: SGD | Adam, parameters: list[Tensor]) -> torch.optim.Optimizer:
     if isinstance(optimizer, SGD):
         return torch.optim.SGD(parameters, lr=optimizer.lr, momentum=optimizer.momentum, fused=True)
-    return torch.optim.Adam(parameters, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, fused=True)
+    return torch.optim.Adam(
+        parameters, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, fused=True,
+        capturable=parameters[0].is_cuda,
+    )  # fmt: skip
 
 
 def _formula_(optimizer: SGD | Adam, param: Tensor, grad: Tensor, state: dict[str, Tensor], suffix: str) -> None:
@@ -102,6 +105,7 @@ def _formula_(optimizer: SGD | Adam, param: Tensor, grad: Tensor, state: dict[st
         param.sub_(optimizer.lr * buffer)
         return
     (beta1, beta2), step = optimizer.betas, state["step"]
+    grad = grad.to(step.dtype)
     first = state[f"exp_avg{suffix}"].lerp_(grad, 1 - beta1)
     second = state[f"exp_avg_sq{suffix}"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
     root = (second / (1 - beta2**step)).sqrt() + optimizer.eps
@@ -111,8 +115,8 @@ def _formula_(optimizer: SGD | Adam, param: Tensor, grad: Tensor, state: dict[st
 class TorchColumn:
     """A case's tensors in torch, of the given dtype, and the passes without training."""
 
-    def __init__(self, problem: Problem, dtype: torch.dtype = torch.float32) -> None:
-        self.case, self.problem = problem.case, problem
+    def __init__(self, problem: Problem, dtype: torch.dtype | None = None) -> None:
+        self.case, self.problem, dtype = problem.case, problem, dtype or problem.dtype
         self.inputs = [x.to(dtype) for x in problem.inputs]
         self.sign = problem.sign.to(dtype)
         self.weights = [w.to(dtype, copy=True) for w in problem.weights]
@@ -139,14 +143,14 @@ class TorchColumn:
         labels = torch.arange(CLASSES, device=self.x.device)[:, None].expand(-1, len(self.x))
         return torch.stack([self.label_goodness(self.x, one, self.weights, self.biases) for one in labels], 1)
 
-    def rows(self) -> tuple[Tensor, Tensor]:
-        """What the first layer sees: positive rows and negative ones."""
+    def rows(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What the first layer sees of an input: positive rows and negative ones."""
         if self.case.labelled:
-            return _overlay(self.x, self.problem.labels), _overlay(self.x, self.problem.wrong)
-        return self.x[: self.case.batch], self.x[self.case.batch :]
+            return _overlay(x, self.problem.labels), _overlay(x, self.problem.wrong)
+        return x[: self.case.batch], x[self.case.batch :]
 
-    def all_rows(self) -> Tensor:
-        return torch.cat(self.rows()) if self.case.labelled else self.x
+    def all_rows(self, x: Tensor) -> Tensor:
+        return torch.cat(self.rows(x)) if self.case.labelled else x
 
     def step(self) -> Result:
         raise NotImplementedError
@@ -159,7 +163,7 @@ class TorchColumn:
 class Autograd(TorchColumn):
     """The usual implementation: a pass for either kind of rows, loss.backward(), each layer's own torch optimizer."""
 
-    def __init__(self, problem: Problem, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, problem: Problem, dtype: torch.dtype | None = None) -> None:
         super().__init__(problem, dtype)
         self.optimizers = [
             _torch_optimizer(self.case.optimizer, [w.requires_grad_(), b.requires_grad_()])
@@ -167,7 +171,7 @@ class Autograd(TorchColumn):
         ]
 
     def step(self) -> Result:
-        (pos, neg), totals, losses = self.rows(), [], []
+        (pos, neg), totals, losses = self.rows(self.x), [], []
         for w, b, optimizer in zip(self.weights, self.biases, self.optimizers, strict=True):
             (pos, g_pos), (neg, g_neg) = _forward(pos, w, b), _forward(neg, w, b)
             v = torch.cat([THRESHOLD - g_pos / len(w), g_neg / len(w) - THRESHOLD])
@@ -192,12 +196,24 @@ class Eager(TorchColumn):
         if self.case.trains:
             self.optimizer = _torch_optimizer(self.case.optimizer, [*self.weights, *self.biases])
 
+    def reset(self) -> None:
+        """Parameters and moments as they were at first, in the same memory."""
+        with torch.no_grad():
+            for own, first in zip(
+                [*self.weights, *self.biases], [*self.problem.weights, *self.problem.biases], strict=True
+            ):
+                own.copy_(first)
+        if self.case.trains:
+            for state in self.optimizer.state.values():
+                for t in state.values():
+                    t.zero_()
+
     def _set_gradient(self, layer: int, dw: Tensor, db: Tensor) -> None:
         self.weights[layer].grad, self.biases[layer].grad = dw, db
 
     def step(self) -> Result:
         with torch.no_grad():
-            result = _train(self.all_rows(), self.sign, self.weights, self.biases, self._set_gradient)
+            result = _train(self.all_rows(self.x), self.sign, self.weights, self.biases, self._set_gradient)
             self.optimizer.step()
         return result
 
@@ -208,26 +224,28 @@ class Eager(TorchColumn):
 class Compiled(TorchColumn):
     """The gradient derived by hand and the optimizer's formula, all of a step in one graph under torch.compile."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, mode: str | None = None) -> None:
         super().__init__(problem)
         optimizer = self.case.optimizer
         self.states = [optimizer.init_state(w, b) for w, b in zip(self.weights, self.biases, strict=True)]
 
-        def step(sign: Tensor, weights: list[Tensor], biases: list[Tensor], states: list[dict[str, Tensor]]) -> Result:
+        def step(
+            x: Tensor, sign: Tensor, weights: list[Tensor], biases: list[Tensor], states: list[dict[str, Tensor]]
+        ) -> Result:
             def update(layer: int, dw: Tensor, db: Tensor) -> None:
                 states[layer]["step"].add_(1)
                 _formula_(optimizer, weights[layer], dw, states[layer], "")
                 _formula_(optimizer, biases[layer], db, states[layer], "_bias")
 
-            return _train(self.all_rows(), sign, weights, biases, update)
+            return _train(self.all_rows(x), sign, weights, biases, update)
 
-        self.compiled_step = torch.compile(step, dynamic=False, fullgraph=True)
-        self.forward = torch.compile(_forward, dynamic=False, fullgraph=True)
-        self.label_goodness = torch.compile(_label_goodness, dynamic=False, fullgraph=True)
+        self.compiled_step = torch.compile(step, dynamic=False, fullgraph=True, mode=mode)
+        self.forward = torch.compile(_forward, dynamic=False, fullgraph=True, mode=mode)
+        self.label_goodness = torch.compile(_label_goodness, dynamic=False, fullgraph=True, mode=mode)
 
     def step(self) -> Result:
         with torch.no_grad():
-            return self.compiled_step(self.sign, self.weights, self.biases, self.states)
+            return self.compiled_step(self.x, self.sign, self.weights, self.biases, self.states)
 
     def moments(self) -> list[Tensor]:
         return [_first_moment(s) for s in self.states]
