@@ -1,9 +1,13 @@
 """Fused kernels for Forward-Forward training (Hinton 2022): forward, goodness and local update in one pass."""
 
+from .augment import Shift
+from .average import WeightAverage
 from .backends import current_backend, explain, info, use_backend
+from .head import SoftmaxHead
 from .hybrid import hybrid_images
-from .labels import overlay, wrong_labels
-from .loss import logistic_loss
+from .labels import neutral, overlay, wrong_labels
+from .loss import Hinge, Logistic, Loss, PairSoftplus, SymBa, logistic_loss
+from .negatives import HardLabels, Negatives, UniformLabels
 from .nn import FFLinear, FFNet, LayerStep, NetStep
 from .ops import (
     FFLayer,
@@ -16,6 +20,7 @@ from .ops import (
     ff_update_,
 )
 from .optim import SGD, Adam, AdamW, HintonSGD, Optimizer
+from .schedule import Schedule
 from .training import EarlyStopping, error_percent
 
 __version__ = "0.1.0"
@@ -28,10 +33,22 @@ __all__ = [
     "FFLayer",
     "FFLinear",
     "FFNet",
+    "HardLabels",
+    "Hinge",
     "HintonSGD",
     "LayerStep",
+    "Logistic",
+    "Loss",
+    "Negatives",
     "NetStep",
     "Optimizer",
+    "PairSoftplus",
+    "Schedule",
+    "Shift",
+    "SoftmaxHead",
+    "SymBa",
+    "UniformLabels",
+    "WeightAverage",
     "current_backend",
     "error_percent",
     "explain",
@@ -45,6 +62,7 @@ __all__ = [
     "hybrid_images",
     "info",
     "logistic_loss",
+    "neutral",
     "overlay",
     "use_backend",
     "wrong_labels",

@@ -18,8 +18,22 @@ import torch
 from . import __version__, backends, checks
 from .benchmark.command import add_bench, bench
 from .checkpoint import write_atomic
-from .config import BATCH_SIZE, DATA, EPOCHS, LR, MOMENTUM, OPTIMIZERS, SCHEDULES, TrainConfig
+from .config import (
+    BATCH_SIZE,
+    DATA,
+    DIRECTIONS,
+    EPOCHS,
+    INIT,
+    LOSSES,
+    LR,
+    MOMENTUM,
+    NEGATIVES,
+    OPTIMIZERS,
+    SCHEDULES,
+    TrainConfig,
+)
 from .data import Dataset, extra, load_digits, load_mnist, read_images, read_labels
+from .nn import PREDICT
 from .presets import PRESETS, describe
 from .run import RunFolder, split, to_json, train
 from .training import MODES, Record
@@ -183,10 +197,9 @@ def _run(folder: RunFolder, dataset: Dataset, out: _Output, *, show_bar: bool) -
     def report(record: Record) -> None:
         if not show_bar:
             losses = " ".join("-" if v is None else f"{v:.3g}" for v in record["loss"])
-            out.say(
-                f"epoch {record['epoch']}/{total}: loss {losses}, error {record['error']:.2f} %, "
-                f"{record['rows_per_second']:,.0f} rows/s"
-            )
+            error = "" if record["error"] is None else f"error {record['error']:.2f} %, "
+            rate = f"{record['rows_per_second']:,.0f} rows/s"
+            out.say(f"epoch {record['epoch']}/{total}: loss {losses}, {error}{rate}")
 
     result = train(folder, dataset, progress=show_bar, report=report)
     metrics = (folder.path / "metrics.jsonl").read_text().splitlines()
@@ -307,18 +320,39 @@ def _add_train(commands: Any) -> argparse.ArgumentParser:
     flag(g, "--data", "digits: 1,797 images of 8 x 8, nothing to download; mnist: 70,000 of 28 x 28", choices=DATA)
     flag(g, "--data-dir", "folder with MNIST's four idx files, or any like them", shown="download once", metavar="DIR")
     flag(g, "--validation", "training rows to hold out and measure each epoch's error on", type=int, metavar="ROWS")
+    flag(g, "--validate-every", "epochs from one measurement of the error to the next", type=int, metavar="N")
+    flag(g, "--shift", "move each image by up to so many pixels every time, at random", type=int, metavar="PIXELS")
 
     g = p.add_argument_group("network")
     flag(g, "--hidden", "width of each layer", type=int, nargs="+", metavar="N")
+    flag(g, "--init", "initial weights: as nn.Linear's, or normal with variance 1 / inputs and biases 0", choices=INIT)
     flag(g, "--activation", "what follows each product", choices=checks.ACTIVATIONS)
     flag(g, "--normalize", "how a layer scales each input row", choices=checks.NORMALIZE)
     flag(g, "--label-strength", "value written for the label over the first pixels", type=float, metavar="S")
+    flag(g, "--dropout", "share of each layer's inputs, but the first's, that is dropped", type=float, metavar="P")
+    flag(g, "--peer", "strength of peer normalisation, which keeps units from idling", type=float, metavar="LAMBDA")
 
     g = p.add_argument_group("objective")
     flag(g, "--goodness", "sum or mean of a layer's squared activations", choices=checks.GOODNESS)
     flag(g, "--threshold", "goodness between positive and negative rows: a number, or 'width' for the layer's width",
          type=_threshold, metavar="THETA")  # fmt: skip
     flag(g, "--temperature", "softness of the threshold, in units of goodness", type=float, metavar="T")
+    flag(g, "--direction", "of the positives' goodness", choices=DIRECTIONS)
+    flag(g, "--loss", "on the goodness; only 'logistic' runs inside the fused step", choices=LOSSES)
+    flag(g, "--alpha", "slope of losses 'symba' and 'pair'", type=float, metavar="A")
+    flag(g, "--margin", "of losses 'pair' and 'hinge'", type=float, metavar="M")
+    flag(g, "--negatives", "wrong labels: each as likely, or as likely as the head finds them", choices=NEGATIVES)
+
+    g = p.add_argument_group("softmax head and prediction", "layers are numbered from 1")
+    flag(g, "--head-layers", "train a softmax on these layers under a neutral label", type=int, nargs="+", metavar="L",
+         shown="no head")  # fmt: skip
+    flag(g, "--head-lr", "the head's learning rate", type=float, metavar="R")
+    flag(g, "--head-weight-decay", "the head's weight decay", type=float, metavar="D")
+    flag(g, "--predict", "by the goodness of every label, by the head in one pass, or by both", choices=PREDICT)
+    flag(g, "--predict-layers", "layers whose goodness counts", type=int, nargs="+", metavar="L", shown="all")
+    flag(g, "--candidates", "labels whose goodness is measured, the head's first choices", type=int, metavar="N",
+         shown="all")  # fmt: skip
+    flag(g, "--average", "largest decay of the average of weights that predicts; 0: none", type=float, metavar="D")
 
     g = p.add_argument_group("training")
     flag(g, "--epochs", "passes over the data; with 'greedy' for each layer", type=int, metavar="N",
@@ -326,11 +360,12 @@ def _add_train(commands: Any) -> argparse.ArgumentParser:
     flag(g, "--mode", "simultaneous: all layers on every batch; greedy: one layer after the other", choices=MODES)
     flag(g, "--batch-size", "images a batch, each once with its label and once with a wrong one", type=int, metavar="N",
          shown=_by_name(BATCH_SIZE))  # fmt: skip
-    flag(g, "--optimizer", "as in torch.optim", choices=OPTIMIZERS)
+    flag(g, "--optimizer", "as in torch.optim; hinton_sgd: Hinton's form of momentum", choices=OPTIMIZERS)
     flag(g, "--lr", "learning rate", type=float, metavar="R", shown=_by_name(LR))
-    flag(g, "--lr-schedule", "linear: from the learning rate to 0 over the run", choices=SCHEDULES)
-    flag(g, "--momentum", "of sgd", type=float, metavar="M", shown=f"{MOMENTUM:g}")
-    flag(g, "--weight-decay", "as in torch.optim", type=float, metavar="D")
+    flag(g, "--lr-schedule", "linear: to 0 over the run; constant-linear: over its second half", choices=SCHEDULES)
+    flag(g, "--warmup", "share of the run in which the learning rate rises from 0", type=float, metavar="SHARE")
+    flag(g, "--momentum", "of sgd and hinton_sgd", type=float, metavar="M", shown=f"{MOMENTUM:g}")
+    flag(g, "--weight-decay", "of the optimizer", type=float, metavar="D")
     flag(g, "--seed", "of initial weights, order and wrong labels: the same seed gives the same net", type=int)
 
     g = p.add_argument_group("machine")

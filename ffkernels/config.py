@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from . import backends, checks
-from .nn import FFLinear, FFNet
-from .optim import SGD, Adam, AdamW, Optimizer
+from .augment import Shift
+from .average import WeightAverage
+from .head import SoftmaxHead
+from .loss import Hinge, Loss, PairSoftplus, SymBa
+from .negatives import HardLabels, Negatives, UniformLabels
+from .nn import PREDICT, FFLinear, FFNet
+from .optim import SGD, Adam, AdamW, HintonSGD, Optimizer
+from .schedule import Schedule
 from .training import MODES
 
 DATA = ("digits", "mnist")
-OPTIMIZERS = ("adam", "adamw", "sgd")
-SCHEDULES = ("constant", "linear")
+INIT = ("uniform", "normal")
+LOSSES = ("logistic", "symba", "pair", "hinge")
+DIRECTIONS = ("maximize", "minimize")
+NEGATIVES = ("uniform", "hard")
+OPTIMIZERS = ("adam", "adamw", "sgd", "hinton_sgd")
+SCHEDULES = {"constant": 1.0, "linear": 0.0, "constant-linear": 0.5}  # share of the run after which the rate falls
 
 # What the fields that are None by default become. Chosen on rows held out of the training sets, never on the test sets.
 EPOCHS = {"digits": 100, "mnist": 10}
 BATCH_SIZE = {"digits": 50, "mnist": 100}
-LR = {"adam": 0.003, "adamw": 0.003, "sgd": 0.003}
+LR = {"adam": 0.003, "adamw": 0.003, "sgd": 0.003, "hinton_sgd": 0.04}
 MOMENTUM = 0.9
 
 
@@ -32,16 +41,29 @@ class TrainConfig:
 
     None means: decided by the data, the optimizer or the machine; `resolved` decides.
 
+    Layers are numbered from 1 here, the first one above the pixels.
+
     Attributes:
         data: "digits" or "mnist"; data_dir: a folder of idx files instead of a download (see `data.load_mnist`).
-        validation: rows held out from the end of the training set; every epoch's error is then measured on them
-            instead of on the test set.
+        validation: rows held out from the end of the training set; errors are then measured on them instead of on the
+            test set. validate_every: epochs from one measurement to the next.
+        shift: pixels by which every image may be moved each time (`Shift`); 0: none.
         hidden: the layers' widths.
+        init: initial weights "uniform", as nn.Linear's, or "normal", N(0, 1 / inputs) with biases 0.
         activation, normalize, goodness, temperature: as for `ff_step_`; threshold too, or "width": each layer's N.
+        direction: whether the positives' goodness is to "maximize" or to "minimize".
+        dropout: of each layer's input but the first. peer: strength of peer normalisation; 0: none.
         label_strength: the value written for the label (pixels are in [0, 1]).
+        loss: "logistic", or without the fused step "symba" and "pair" (with alpha), "pair" and "hinge" (with margin).
+        negatives: "uniform", or "hard": drawn from the head's softmax.
+        head_layers: layers that a softmax head looks at; none: no head. head_lr, head_weight_decay: of its HintonSGD.
+        predict: by "goodness", "head" or "both"; predict_layers: whose goodness counts, all if None; candidates: labels
+            whose goodness is measured, chosen by the head, all if None.
+        average: largest decay of the average of the weights that is used for prediction; 0: the weights themselves.
         epochs, mode, batch_size, seed: as for `training.fit`; the seed also draws the initial weights.
-        optimizer: "adam", "adamw" or "sgd"; lr, weight_decay, momentum (sgd only): its arguments.
-        lr_schedule: "constant", or "linear": from lr to 0 over the run.
+        optimizer: "adam", "adamw", "sgd" or "hinton_sgd"; lr, weight_decay, momentum (the latter two): its arguments.
+        lr_schedule: "constant", "linear" (from lr to 0 over the run) or "constant-linear" (over its second half);
+            warmup: share of the run in which the rate first rises from 0.
         precision: as for `ff_step_`; None: "medium" where the machine has matrix units, else torch's setting.
         backend: as for `use_backend`; None: the present setting.
         device: a torch device; None: the first GPU if torch sees one, else the CPU.
@@ -54,19 +76,37 @@ class TrainConfig:
     data: str = "digits"
     data_dir: str | None = None
     validation: int = 0
+    validate_every: int = 1
+    shift: int = 0
     hidden: tuple[int, ...] = (500, 500)
+    init: str = "uniform"
     activation: str = "relu"
     normalize: str = "rms"
     goodness: str = "sum"
     threshold: float | str = "width"
     temperature: float = 10.0
+    direction: str = "maximize"
+    peer: float = 0.0
+    dropout: float = 0.0
     label_strength: float = 1.0
+    loss: str = "logistic"
+    alpha: float = 1.0
+    margin: float = 1.0
+    negatives: str = "uniform"
+    head_layers: tuple[int, ...] = ()
+    head_lr: float = 0.2
+    head_weight_decay: float = 0.003
+    predict: str = "goodness"
+    predict_layers: tuple[int, ...] | None = None
+    candidates: int | None = None
+    average: float = 0.0
     epochs: int | None = None
     mode: str = "simultaneous"
     batch_size: int | None = None
     optimizer: str = "adam"
     lr: float | None = None
     lr_schedule: str = "linear"
+    warmup: float = 0.0
     momentum: float | None = None
     weight_decay: float = 0.0
     precision: str | None = None
@@ -76,29 +116,20 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "hidden", tuple(self.hidden))
+        for name in ("hidden", "head_layers", "predict_layers"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        self._check_data_and_machine()
+        self._check_net()
+        self._check_training()
+
+    def _check_data_and_machine(self) -> None:
         checks.option("data", self.data, DATA)
         if self.data_dir is not None and self.data == "digits":
             raise ValueError("data_dir is for data 'mnist' (or idx files like it); 'digits' comes with scikit-learn")
         checks.count("validation", self.validation, 0, 2**31, "rows held out of the training set")
-        if not self.hidden:
-            raise ValueError("hidden must hold at least one layer's width")
-        for i, width in enumerate(self.hidden):
-            checks.count(f"hidden[{i}]", width, 1, 2**31, "a layer's width")
-        checks.option("activation", self.activation, checks.ACTIVATIONS)
-        checks.option("normalize", self.normalize, checks.NORMALIZE)
-        checks.loss_options(self.threshold_of(1), self.temperature, self.goodness)
-        checks.number("label_strength", self.label_strength)
-        checks.option("mode", self.mode, MODES)
-        for name in ("epochs", "batch_size", "threads"):
-            if (value := getattr(self, name)) is not None:
-                checks.count(name, value, 1, 2**31, "at least one")
-        checks.count("seed", self.seed, 0, 2**63 - 1, "not negative")
-        checks.option("optimizer", self.optimizer, OPTIMIZERS)
-        checks.option("lr_schedule", self.lr_schedule, SCHEDULES)
-        if self.momentum is not None and self.optimizer != "sgd":
-            raise ValueError(f"momentum is for optimizer 'sgd', the optimizer is {self.optimizer!r}")
-        self.build_optimizer()  # checks lr, momentum and weight_decay
+        checks.count("validate_every", self.validate_every, 1, 2**31, "epochs from one measurement to the next")
+        checks.count("shift", self.shift, 0, 2**15, "the largest move in pixels")
         if self.precision is not None:
             checks.precision(self.precision)
         if self.backend is not None:
@@ -108,6 +139,55 @@ class TrainConfig:
                 torch.device(self.device)
             except RuntimeError as error:
                 raise ValueError(f"device must be a torch device like 'cpu' or 'cuda', got {self.device!r}") from error
+
+    def _check_net(self) -> None:
+        if not self.hidden:
+            raise ValueError("hidden must hold at least one layer's width")
+        for i, width in enumerate(self.hidden):
+            checks.count(f"hidden[{i}]", width, 1, 2**31, "a layer's width")
+        checks.option("init", self.init, INIT)
+        checks.option("activation", self.activation, checks.ACTIVATIONS)
+        checks.option("normalize", self.normalize, checks.NORMALIZE)
+        checks.loss_options(self.threshold_of(1), self.temperature, self.goodness)
+        checks.option("direction", self.direction, DIRECTIONS)
+        checks.number("peer", self.peer, 0.0)
+        checks.dropout(self.dropout)
+        checks.number("label_strength", self.label_strength)
+        for name in ("head_layers", "predict_layers"):
+            for layer in getattr(self, name) or ():
+                checks.count(name, layer, 1, len(self.hidden), "layers are numbered from 1")
+        if len(set(self.head_layers)) != len(self.head_layers):
+            raise ValueError(f"head_layers must name each layer once, got {self.head_layers}")
+        if self.predict_layers == ():
+            raise ValueError("predict_layers must name at least one layer")
+        checks.option("predict", self.predict, PREDICT)
+        if self.candidates is not None:
+            checks.count("candidates", self.candidates, 1, 2**31, "labels whose goodness is measured")
+        for name, without in (("negatives", "uniform"), ("predict", "goodness"), ("candidates", None)):
+            if not self.head_layers and (value := getattr(self, name)) != without:
+                raise ValueError(f"{name} {value!r} needs a softmax head: name the layers it looks at in head_layers")
+
+    def _check_training(self) -> None:
+        checks.option("loss", self.loss, LOSSES)
+        checks.option("negatives", self.negatives, NEGATIVES)
+        self.build_losses()  # checks alpha and margin
+        checks.option("mode", self.mode, MODES)
+        if self.head_layers and self.mode == "greedy":
+            raise ValueError("mode must be 'simultaneous' with a head, which looks at several layers at once")
+        checks.number("average", self.average, 0.0)
+        if self.average >= 1:
+            raise ValueError(f"average must be a decay in [0, 1), got {self.average!r}")
+        for name in ("epochs", "batch_size", "threads"):
+            if (value := getattr(self, name)) is not None:
+                checks.count(name, value, 1, 2**31, "at least one")
+        checks.count("seed", self.seed, 0, 2**63 - 1, "not negative")
+        checks.option("optimizer", self.optimizer, OPTIMIZERS)
+        checks.option("lr_schedule", self.lr_schedule, tuple(SCHEDULES))
+        Schedule(warmup=self.warmup)
+        if self.momentum is not None and self.optimizer not in ("sgd", "hinton_sgd"):
+            raise ValueError(f"momentum is for optimizer 'sgd' or 'hinton_sgd', the optimizer is {self.optimizer!r}")
+        self.build_optimizer()  # checks lr, momentum and weight_decay
+        HintonSGD(lr=self.head_lr, weight_decay=self.head_weight_decay)
 
     def resolved(self) -> TrainConfig:
         """The same run with nothing left to the machine or to defaults that may change: what a run folder stores."""
@@ -120,7 +200,7 @@ class TrainConfig:
             epochs=EPOCHS[self.data] if self.epochs is None else self.epochs,
             batch_size=BATCH_SIZE[self.data] if self.batch_size is None else self.batch_size,
             lr=LR[self.optimizer] if self.lr is None else self.lr,
-            momentum=MOMENTUM if self.momentum is None and self.optimizer == "sgd" else self.momentum,
+            momentum=MOMENTUM if self.momentum is None and "sgd" in self.optimizer else self.momentum,
             precision=checks.precision(precision),
             backend=backends.current_backend() if self.backend is None else self.backend,
             device=device,
@@ -137,31 +217,61 @@ class TrainConfig:
     def build_optimizer(self) -> Optimizer:
         """The fused optimizer."""
         lr = LR[self.optimizer] if self.lr is None else self.lr
-        if self.optimizer == "sgd":
+        if self.optimizer in ("sgd", "hinton_sgd"):
             momentum = MOMENTUM if self.momentum is None else self.momentum
-            return SGD(lr=lr, momentum=momentum, weight_decay=self.weight_decay)
+            form = SGD if self.optimizer == "sgd" else HintonSGD
+            return form(lr=lr, momentum=momentum, weight_decay=self.weight_decay)
         kind = AdamW if self.optimizer == "adamw" else Adam
         return kind(lr=lr, weight_decay=self.weight_decay)
 
+    def build_losses(self) -> list[Loss] | None:
+        """What fit takes as ``loss``: None for the fused logistic loss."""
+        if self.loss == "hinge":
+            return [Hinge(self.margin, self.threshold_of(width)) for width in self.hidden]
+        if self.loss == "symba":
+            return [SymBa(self.alpha)] * len(self.hidden)
+        return [PairSoftplus(self.alpha, self.margin)] * len(self.hidden) if self.loss == "pair" else None
+
+    def build_negatives(self) -> Negatives:
+        return HardLabels() if self.negatives == "hard" else UniformLabels()
+
+    def build_augment(self, image_shape: tuple[int, int, int]) -> Shift | None:
+        return Shift(self.shift, image_shape) if self.shift else None
+
+    def build_schedule(self) -> Schedule:
+        return Schedule(warmup=self.warmup, decay_from=SCHEDULES[self.lr_schedule])
+
     def build_net(self, inputs: int, num_classes: int) -> FFNet:
         """A net for ``inputs`` pixels on this run's device. The same seed gives the same weights on every device."""
-        options: dict[str, Any] = {
-            name: getattr(self, name) for name in ("activation", "normalize", "goodness", "temperature", "precision")
-        }
-        sizes = (inputs, *self.hidden)
+        names = ("activation", "normalize", "goodness", "temperature", "precision", "peer")
+        options: dict[str, Any] = {name: getattr(self, name) for name in names}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             layers = [
-                FFLinear(k, n, threshold=self.threshold_of(n), optimizer=self.build_optimizer(), **options)
-                for k, n in itertools.pairwise(sizes)
-            ]
-        net = FFNet(layers, num_classes=num_classes, label_strength=self.label_strength)
+                FFLinear(
+                    k, n, threshold=self.threshold_of(n), optimizer=self.build_optimizer(),
+                    dropout=self.dropout if i else 0.0, **options,
+                )
+                for i, (k, n) in enumerate(itertools.pairwise((inputs, *self.hidden)))
+            ]  # fmt: skip
+            if self.init == "normal":
+                for layer in layers:
+                    torch.nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+                    if layer.bias is not None:
+                        torch.nn.init.zeros_(layer.bias)
+        head = None
+        if self.head_layers:
+            chosen = [layer - 1 for layer in self.head_layers]
+            optimizer = HintonSGD(lr=self.head_lr, weight_decay=self.head_weight_decay)
+            head = SoftmaxHead(self.hidden, num_classes, layers=chosen, optimizer=optimizer)
+        net = FFNet(
+            layers, num_classes=num_classes, label_strength=self.label_strength, minimize=self.direction == "minimize",
+            head=head, predict_by=self.predict, candidates=self.candidates,
+            predict_layers=None if self.predict_layers is None else [layer - 1 for layer in self.predict_layers],
+        )  # fmt: skip
+        if self.average:
+            net.average = WeightAverage(net, decay=self.average)
         return net.to(self.device or "cpu")
-
-    def learning_rate(self) -> Callable[[float], float] | None:
-        """What fit takes as ``lr``: None leaves the optimizer's."""
-        top = LR[self.optimizer] if self.lr is None else self.lr
-        return (lambda progress: top * (1 - progress)) if self.lr_schedule == "linear" else None
 
 
 def from_arguments(arguments: dict[str, Any]) -> TrainConfig:

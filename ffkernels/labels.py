@@ -39,6 +39,25 @@ def overlay(
     return reference.overlay(planes, per_plane, num_classes, strength).reshape(x.shape)
 
 
+def neutral(
+    x: Tensor,  # (B, K) or (B, C, H, W)
+    num_classes: int,
+    strength: float = 1.0,
+) -> Tensor:
+    """A copy of ``x`` with the neutral label: strength / num_classes in each place of a label (Hinton 2022, 3.3).
+
+    Arguments and errors as for `overlay`, of whose results over all labels it is the mean.
+    """
+    checks.inputs("x", x)
+    planes = 1 if x.dim() == 2 else x.shape[1]
+    result = x.clone(memory_format=torch.contiguous_format)
+    rows = result.view(x.shape[0], planes, -1)
+    checks.count("num_classes", num_classes, 1, rows.shape[2], "labels are written over the first inputs of x")
+    checks.number("strength", strength)
+    rows[:, :, :num_classes] = strength / num_classes
+    return result
+
+
 def wrong_labels(
     labels: Tensor,  # (B,)
     num_classes: int,

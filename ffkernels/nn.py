@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,12 +13,17 @@ from torch import Tensor, nn
 
 from . import checks, ops
 from .dropout import dropout as drop
-from .labels import overlay
+from .labels import neutral, overlay
 from .optim import Adam, Optimizer, state_dtype
 from .peer import START, new_mean, terms
+from .state import OptimizerState
 
 if TYPE_CHECKING:
+    from .average import WeightAverage
+    from .head import SoftmaxHead
     from .training import Record
+
+PREDICT = ("goodness", "head", "both")
 
 
 class LayerStep(NamedTuple):
@@ -37,28 +42,6 @@ class NetStep(NamedTuple):
     goodness_pos: Tensor  # (L, M_pos): g
     goodness_neg: Tensor  # (L, M_neg): g
     loss: Tensor  # (L,)
-
-
-class _State(nn.Module):
-    """Optimizer state as buffers: part of state_dict, follows .to(device), never below float32."""
-
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        for name, t in tensors.items():
-            self.register_buffer(name, t)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _State:
-        for name, t in self._buffers.items():
-            assert t is not None
-            moved = fn(t)
-            dtype = state_dtype(moved.dtype)
-            if moved.dtype != dtype:  # a cast of the weights to bf16 or fp16: the state follows the device only
-                moved = torch.empty_like(moved, dtype=dtype) if t.is_meta else t.to(moved.device, dtype)
-            self._buffers[name] = moved
-        return self
-
-    def tensors(self) -> dict[str, Tensor]:
-        return self._buffers  # type: ignore[return-value]  # none of them is None
 
 
 class FFLinear(nn.Module):
@@ -124,7 +107,7 @@ class FFLinear(nn.Module):
         self.peer, self.dropout = peer, dropout
         if peer:
             mean = torch.full((out_features,), START, dtype=state_dtype(self.weight.dtype), device=device)
-            self.peer_state = _State({"mean": mean})
+            self.peer_state = OptimizerState({"mean": mean})
 
     def reset_parameters(self) -> None:
         """nn.Linear's initialisation: W and b uniform in +-1 / sqrt(K)."""
@@ -144,7 +127,7 @@ class FFLinear(nn.Module):
             raise TypeError(f"optimizer must be ffkernels.SGD, Adam, AdamW or HintonSGD, got {type(value).__name__}")
         names = value.state_names(self.bias is not None)
         if "optimizer_state" not in self._modules or tuple(self.state) != names:
-            self.optimizer_state = _State(value.init_state(self.weight, self.bias))
+            self.optimizer_state = OptimizerState(value.init_state(self.weight, self.bias))
         self._optimizer = value
 
     @property
@@ -258,15 +241,32 @@ class FFNet(nn.Module):
         layers: FFLinear modules, from the input on.
         num_classes: C; needed by fit, predict and label_goodness, which write the label over the first C inputs.
         label_strength: the value written for the label, in the units of the input.
+        minimize: train positive rows to a low goodness and negative rows to a high one (Hinton 2022, section 2, names
+            both); predict then takes the label with the lowest. Peer normalisation acts on the rows that are to rise.
+        head: a softmax on the layers' activities, trained by fit beside the layers; predict may use it.
+        predict_by, predict_layers, candidates: what `predict` does where its arguments say nothing.
+
+    Attributes:
+        average: None, or a `WeightAverage` of this net, which fit then updates after every step and uses for the
+            error that it measures. ``net.average.copy_to(net)`` makes it the net's weights.
 
     Inputs are flat (B, K) or images (B, C, H, W), which are flattened; a label is written over every channel of them.
 
     Raises:
-        TypeError, ValueError: no layers, or widths that do not follow on one another.
+        TypeError, ValueError: no layers, or widths that do not follow on one another; a head of another net.
     """
 
     def __init__(
-        self, layers: Iterable[FFLinear], *, num_classes: int | None = None, label_strength: float = 1.0
+        self,
+        layers: Iterable[FFLinear],
+        *,
+        num_classes: int | None = None,
+        label_strength: float = 1.0,
+        minimize: bool = False,
+        head: SoftmaxHead | None = None,
+        predict_by: str = "goodness",
+        predict_layers: Sequence[int] | None = None,
+        candidates: int | None = None,
     ) -> None:
         super().__init__()
         members = list(layers)
@@ -284,7 +284,14 @@ class FFNet(nn.Module):
             checks.count("num_classes", num_classes, 2, members[0].in_features, "labels are written over the input")
         checks.number("label_strength", label_strength)
         self.layers = nn.ModuleList(members)
-        self.num_classes, self.label_strength = num_classes, float(label_strength)
+        self.num_classes, self.label_strength, self.minimize = num_classes, float(label_strength), bool(minimize)
+        if head is not None:
+            head.check_fits([layer.out_features for layer in members], num_classes)
+        self.head = head
+        self.average: WeightAverage | None = None
+        self._check_predict(predict_by, predict_layers, candidates)
+        self.predict_by, self.candidates = predict_by, candidates
+        self.predict_layers = None if predict_layers is None else tuple(predict_layers)
 
     @classmethod
     def from_sizes(
@@ -308,7 +315,9 @@ class FFNet(nn.Module):
         """Consecutive layers as a net of their own: the same modules, not copies."""
         if not isinstance(part, slice):
             raise TypeError(f"FFNet takes slices (net[:2]; one layer is net.layers[0]), got {part!r}")
-        return FFNet(self.stack[part], num_classes=self.num_classes, label_strength=self.label_strength)
+        return FFNet(
+            self.stack[part], num_classes=self.num_classes, label_strength=self.label_strength, minimize=self.minimize
+        )
 
     # -- inference
 
@@ -383,25 +392,91 @@ class FFNet(nn.Module):
         _, totals = self.climb_labels(x, labels)
         return self._g(totals).reshape(len(self.layers), *labels.shape)
 
+    def neutral_pass(
+        self,
+        x: Tensor,  # (B, K) or (B, C, H, W)
+    ) -> tuple[list[Tensor], list[Tensor]]:  # y (B, N_l) and G (B,) of every layer
+        """All layers' forward pass under the neutral label, which is every label a little: what the head looks at."""
+        y, sqnorm = neutral(x, self._classes(), self.label_strength).flatten(1), None
+        ys, totals = [], []
+        for layer in self.stack:
+            y, sqnorm = ops.ff_forward(y, layer.weight, layer.bias, x_sqnorm=sqnorm, **layer.forward_options())
+            ys.append(y)
+            totals.append(sqnorm)
+        return ys, totals
+
+    def _check_predict(self, by: str, layers: Sequence[int] | None, candidates: int | None) -> list[int]:
+        """The layers that count."""
+        checks.option("predict_by", by, PREDICT)
+        if self.head is None and (by != "goodness" or candidates is not None):
+            raise ValueError(f"prediction by {by!r} with candidates {candidates!r} needs a net with a head")
+        if candidates is not None:
+            checks.count("candidates", candidates, 1, self._classes(), "labels that the head lets through")
+        chosen = list(range(len(self.layers)) if layers is None else layers)
+        if not chosen or not all(-len(self.layers) <= i < len(self.layers) for i in chosen):
+            raise ValueError(f"layers must hold indices of the {len(self.layers)} layers, got {chosen}")
+        return chosen
+
+    def label_scores(
+        self,
+        x: Tensor,  # (B, K) or (B, C, H, W)
+        *,
+        layers: Sequence[int] | None = None,
+        by: str | None = None,
+        candidates: int | None = None,
+    ) -> Tensor:  # (B, C) accumulation dtype
+        """What `predict` takes the largest of; arguments as there. -inf for labels that the head did not let through.
+
+        By "goodness" the sum over layers of g (-g if the net minimises it), by "head" its log-probabilities, by "both"
+        the sum of these and of the log-probabilities sum_l g_l / T_l, normalised over the labels.
+        """
+        by = self.predict_by if by is None else by
+        candidates = self.candidates if candidates is None else candidates
+        chosen = self._check_predict(by, self.predict_layers if layers is None else layers, candidates)
+        log_p = None
+        if self.head is not None and (by != "goodness" or candidates is not None):
+            log_p = self.head.logits(*self.neutral_pass(x)).log_softmax(1)
+        if by == "head" and log_p is not None:
+            return log_p
+        labels = None
+        if log_p is not None and candidates is not None:
+            labels = log_p.topk(candidates, dim=1).indices
+        g = self.label_goodness(x, labels)[chosen]
+        if by == "both":
+            g = g / g.new_tensor([self.stack[i].temperature for i in chosen])[:, None, None]
+        scores = -g.sum(0) if self.minimize else g.sum(0)
+        if by == "both" and log_p is not None:
+            scores = scores.log_softmax(1) + (log_p if labels is None else log_p.gather(1, labels))
+        if labels is None:
+            return scores
+        return scores.new_full((len(x), self._classes()), -torch.inf).scatter(1, labels, scores)
+
     def predict(
         self,
         x: Tensor,  # (B, K) or (B, C, H, W)
         *,
         layers: Sequence[int] | None = None,
+        by: str | None = None,
+        candidates: int | None = None,
         batch_size: int = 1024,
     ) -> Tensor:  # (B,) int64
-        """The label with the largest goodness, summed over layers (Hinton 2022, section 3.3).
+        """The label with the best score: by goodness, accumulated over layers, by the softmax head, or by both.
+
+        Both ways are Hinton's (2022, section 3.3). Arguments that are None take what the constructor was given.
 
         Args:
-            layers: indices of the layers that count; None: all.
+            layers: indices of the layers whose goodness counts; None: all.
+            by: "goodness"; "head": one pass instead of one for each label; "both".
+            candidates: measure the goodness of just so many labels, those that the head finds the most likely. The
+                result is exactly that of all labels wherever the winner among all of them is let through.
             batch_size: inputs at a time (memory: batch_size * num_classes rows).
         """
         checks.inputs("x", x)
         checks.count("batch_size", batch_size, 1, 2**31, "inputs at a time")
-        chosen = list(range(len(self.layers)) if layers is None else layers)
-        if not chosen or not all(-len(self.layers) <= i < len(self.layers) for i in chosen):
-            raise ValueError(f"layers must hold indices of the {len(self.layers)} layers, got {chosen}")
-        parts = [self.label_goodness(part)[chosen].sum(0).argmax(1) for part in x.split(batch_size)]
+        parts = [
+            self.label_scores(part, layers=layers, by=by, candidates=candidates).argmax(1)
+            for part in x.split(batch_size)
+        ]
         return torch.cat(parts)
 
     # -- training
@@ -424,6 +499,8 @@ class FFNet(nn.Module):
         dropout_seed: int64; None draws one from torch's generator where a layer has dropout.
         """
         x, sign = _join(self._rows(x_pos, "x_pos"), self._rows(x_neg, "x_neg"))
+        if self.minimize:
+            sign = -sign
         seed, layers = self._dropout_seed(dropout_seed), [layer.as_layer() for layer in self.stack]
         if seed is not None and layers[0].dropout:  # a net cut out of a larger one
             x, layers[0] = drop(x, layers[0].dropout, seed, 0), replace(layers[0], dropout=0.0)
@@ -445,12 +522,13 @@ class FFNet(nn.Module):
         if x.dim() == 4 and x.shape[1] > 1:
             pos, neg = (overlay(x, labels, classes, self.label_strength) for labels in (labels_pos, labels_neg))
             return self.step(pos, neg, dropout_seed=dropout_seed)
+        up_down = (labels_neg, labels_pos) if self.minimize else (labels_pos, labels_neg)
         totals, loss = ops.ff_network_step_(
-            self._rows(x), None, self.stack, labels=(labels_pos, labels_neg), num_classes=classes,
-            strength=self.label_strength, dropout_seed=self._dropout_seed(dropout_seed),
+            self._rows(x), None, self.stack, labels=up_down, num_classes=classes, strength=self.label_strength,
+            dropout_seed=self._dropout_seed(dropout_seed),
         )  # fmt: skip
-        g = self._g(list(totals))
-        return NetStep(g[:, :batch], g[:, batch:], loss)
+        up, down = (g := self._g(list(totals)))[:, :batch], g[:, batch:]
+        return NetStep(down, up, loss) if self.minimize else NetStep(up, down, loss)
 
     def fit(self, data: Any, labels: Tensor | None = None, **options: Any) -> list[Record]:
         """Train on tensors or on a DataLoader; see `ffkernels.training.fit` for the options and what it returns."""

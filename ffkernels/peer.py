@@ -23,7 +23,7 @@ def terms(
     The scale is that of the loss, where dz of a positive row is -2 (1 - p) y / (E M): so the strength has the units of
     Hinton's code, which adds strength (mean(m) - m) to the ascent's (1 - p) y.
     """
-    return (sign > 0) * (2 / (divisor * sign.shape[0])), strength * (mean - mean.mean())
+    return (sign > 0).to(sign.dtype) * (2 / (divisor * sign.shape[0])), strength * (mean - mean.mean())
 
 
 def new_mean(

@@ -34,7 +34,7 @@ def error_curve(path: str | Path, history: Sequence[Record], *, title: str, meas
     """Write a picture of the error (left) and of every layer's loss (right) over the epochs.
 
     Args:
-        history: fit's records, at least one, with "error".
+        history: fit's records, the last with "error".
         measured_on: the rows that the error is of: "test" or "validation".
 
     Raises:
@@ -43,8 +43,8 @@ def error_curve(path: str | Path, history: Sequence[Record], *, title: str, meas
     figure, (left, right) = _figure(2, 1)
     figure.suptitle(title)
     marker = "o" if len(history) <= 30 else None
-    epochs = [r["epoch"] for r in history]
-    errors = [r["error"] for r in history]
+    epochs = [r["epoch"] for r in history if r["error"] is not None]
+    errors = [r["error"] for r in history if r["error"] is not None]
     left.plot(epochs, errors, marker=marker, markersize=3, color="tab:red")
     left.annotate(
         f"{errors[-1]:.2f} %", (epochs[-1], errors[-1]), xytext=(0, 8), textcoords="offset points", ha="right"
@@ -56,9 +56,9 @@ def error_curve(path: str | Path, history: Sequence[Record], *, title: str, meas
         if points:
             right.plot(*zip(*points, strict=True), marker=marker, markersize=3, label=f"layer {i + 1}")
     right.set_title("Training loss of each layer")
-    right.set_ylabel("mean logistic loss")
+    right.set_ylabel("mean loss")
     right.set_yscale("log")  # it falls by orders of magnitude
-    right.legend()
+    right.legend(loc="upper right")
     left.set_ylim(bottom=0)
     for axes in (left, right):
         axes.set_xlabel("epoch")
@@ -111,5 +111,5 @@ def goodness_histograms(
         axes.set_title(f"Layer {i + 1}: above threshold {right:.1%} pos., {wrong:.1%} neg.", fontsize=10)
         axes.set_xlabel(f"goodness g ({unit})")
         axes.set_ylabel("test rows")
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="upper right")
     _write(figure, path)

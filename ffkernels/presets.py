@@ -24,6 +24,7 @@ class Usual(TrainConfig):
 
     data: str = "mnist"
     validation: int = 10_000
+    validate_every: int = 50
     normalize: str = "l2"
     goodness: str = "mean"
     threshold: float | str = 2.0
@@ -37,15 +38,39 @@ class Usual(TrainConfig):
 
 @dataclass(frozen=True)
 class Hinton(TrainConfig):
-    """Hinton's supervised network (2022, section 3.3) with three layers of 1,000 units."""
+    """Hinton's supervised network (2022, section 3.3): label in the image, hard negatives, peer normalisation.
+
+    784-1000-1000-1000, a softmax on layers 2 and 3, all layers trained at once. He reports 1.36 % after 60 epochs with
+    four layers of 2,000.
+    """
 
     data: str = "mnist"
     hidden: tuple[int, ...] = (1000, 1000, 1000)
+    init: str = "normal"
+    peer: float = 0.03
+    negatives: str = "hard"
+    head_layers: tuple[int, ...] = (2, 3)
+    predict: str = "head"
+    predict_layers: tuple[int, ...] | None = (2, 3)
+    average: float = 0.98
     epochs: int | None = 40
     batch_size: int | None = 250
+    optimizer: str = "hinton_sgd"
+    lr: float | None = 0.04
+    weight_decay: float = 0.004
+    warmup: float = 0.1
 
 
-PRESETS: dict[str, type[TrainConfig]] = {"usual": Usual, "hinton": Hinton}
+@dataclass(frozen=True)
+class HintonJitter(Hinton):
+    """`hinton` on images moved by up to one pixel at random; Hinton reports 0.64 % after 500 epochs."""
+
+    shift: int = 1
+    weight_decay: float = 0.006
+    epochs: int | None = 200
+
+
+PRESETS: dict[str, type[TrainConfig]] = {"usual": Usual, "hinton": Hinton, "hinton-jitter": HintonJitter}
 
 
 def differences(preset: type[TrainConfig]) -> dict[str, Any]:

@@ -22,11 +22,12 @@ import torch
 from torch import Tensor
 
 from . import backends, checkpoint, plots
+from .batches import epoch_generator
 from .config import TrainConfig, from_arguments
 from .data import Dataset
 from .labels import wrong_labels
 from .nn import FFNet
-from .training import Callback, Record, epoch_generator, error_percent
+from .training import Callback, Record, error_percent
 
 FORMAT = 1  # of config.json and of the checkpoints' content
 
@@ -127,11 +128,12 @@ class RunFolder:
         planned = self.config.epochs or 0
         if epochs == planned:
             return
-        if epochs < planned or self.config.lr_schedule != "constant" or self.config.mode != "simultaneous":
+        c = self.config
+        if epochs < planned or c.lr_schedule != "constant" or c.warmup or c.mode != "simultaneous":
             raise RunError(
                 f"epochs is {planned} in {self.path}, got {epochs}: a run can only be given more epochs, and only with "
-                f"lr_schedule 'constant' and mode 'simultaneous'; this one has {self.config.lr_schedule!r} and "
-                f"{self.config.mode!r}"
+                f"lr_schedule 'constant', no warmup and mode 'simultaneous'; this one has {c.lr_schedule!r}, "
+                f"{c.warmup:g} and {c.mode!r}"
             )
         self.config = dataclasses.replace(self.config, epochs=epochs)
         self._write_config()
@@ -179,7 +181,7 @@ class RunFolder:
         checkpoint.write_atomic(self.path / "metrics.jsonl", lines.encode())
 
     def load_net(self) -> FFNet:
-        """The run's net after its last epoch.
+        """The run's net after its last epoch; with its averaged weights if it keeps an average.
 
         Raises:
             RunError: no epoch was completed, or the checkpoint is not of this net. CheckpointError: none can be used.
@@ -187,6 +189,8 @@ class RunFolder:
         net = self.build_net()
         if not self.restore(net):
             raise RunError(f"{self.path} has no checkpoint yet: its training has not completed an epoch")
+        if net.average is not None:
+            net.average.copy_to(net)
         return net
 
 
@@ -265,8 +269,12 @@ def train(
     callbacks: list[Callback] = [save]
     history = net.fit(
         x, y, epochs=config.epochs, mode=config.mode, batch_size=config.batch_size, seed=config.seed,
-        lr=config.learning_rate(), validation=measured_on, callbacks=callbacks, history=history, progress=progress,
+        schedule=config.build_schedule(), loss=config.build_losses(), negatives=config.build_negatives(),
+        augment=config.build_augment(dataset.image_shape), validation=measured_on,
+        validate_every=config.validate_every, callbacks=callbacks, history=history, progress=progress,
     )  # fmt: skip
+    if net.average is not None:
+        net.average.copy_to(net)
     result = {
         "test_error": error_percent(net, dataset.x_test, dataset.y_test),
         **({"validation_error": history[-1]["error"]} if config.validation else {}),

@@ -231,10 +231,14 @@ def test_flags_reach_the_config(data_dir, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(cli, "_create", lambda path, config, dataset: seen.append((path, config)) or sys.exit(9))
     flags = ["--activation", "gelu", "--normalize", "l2", "--label-strength", "2", "--goodness", "mean", "--threshold",
-             "2.5", "--temperature", "0.5", "--mode", "greedy", "--batch-size", "7", "--optimizer", "sgd",
+             "2.5", "--temperature", "0.5", "--head-layers", "2", "1", "--head-lr", "0.3", "--head-weight-decay",
+             "0.01", "--mode", "simultaneous", "--batch-size", "7", "--optimizer", "sgd",
              "--lr", "0.1", "--lr-schedule", "constant", "--momentum", "0.5", "--weight-decay", "0.25",
              "--precision", "medium", "--backend", "reference", "--device", "cpu", "--seed", "3",
-             "--validation", "5"]  # fmt: skip
+             "--validation", "5", "--validate-every", "2", "--shift", "1", "--init", "normal", "--direction",
+             "minimize", "--peer", "0.03", "--dropout", "0.1", "--loss", "hinge", "--alpha", "3", "--margin", "2",
+             "--negatives", "hard", "--predict", "both", "--predict-layers", "2", "--candidates", "2",
+             "--average", "0.9", "--warmup", "0.1"]  # fmt: skip
     with pytest.raises(SystemExit):
         cli.main(["train", *options(data_dir), *flags, "--run-dir", "there"])
     assert seen == [
@@ -242,9 +246,12 @@ def test_flags_reach_the_config(data_dir, tmp_path, monkeypatch):
             "there",
             TrainConfig(
                 data="mnist", data_dir=str(data_dir), validation=5, hidden=(6, 5), activation="gelu", normalize="l2",
-                goodness="mean", threshold=2.5, temperature=0.5, label_strength=2.0, epochs=2, mode="greedy",
+                goodness="mean", threshold=2.5, temperature=0.5, label_strength=2.0, epochs=2, mode="simultaneous",
                 batch_size=7, optimizer="sgd", lr=0.1, lr_schedule="constant", momentum=0.5, weight_decay=0.25,
-                precision="medium", backend="reference", device="cpu", threads=1, seed=3,
+                precision="medium", backend="reference", device="cpu", threads=1, seed=3, validate_every=2, shift=1,
+                init="normal", direction="minimize", peer=0.03, dropout=0.1, loss="hinge", alpha=3.0, margin=2.0,
+                negatives="hard", head_layers=(2, 1), head_lr=0.3, head_weight_decay=0.01, predict="both",
+                predict_layers=(2,), candidates=2, average=0.9, warmup=0.1,
             ),
         )
     ]  # fmt: skip
@@ -260,14 +267,14 @@ def test_a_preset_is_the_flags_that_the_list_shows(name, data_dir, tmp_path, mon
     assert ended.value.code == 0
     (shown,) = re.findall(rf"(?:^|\n){name}\n(.*?)(?:\n\n(?=\S)|\n$)", capsys.readouterr().out, re.DOTALL)
     flags = shown[shown.index("  --") :].split()
-    for arguments in (["--preset", name], flags, ["--preset", name, "--seed", "7", "--hidden", "3"]):
+    for arguments in (["--preset", name], flags, ["--preset", name, "--seed", "7", "--hidden", "5", "4", "3"]):
         with pytest.raises(SystemExit):
             cli.main(["train", *arguments])
     (path, preset), (_, same), (_, changed) = seen
     assert path.endswith(f"-tiny-{name}")
     assert dataclasses.asdict(preset) == dataclasses.asdict(same)
     assert type(preset) is PRESETS[name]
-    assert dataclasses.asdict(changed) == {**dataclasses.asdict(preset), "seed": 7, "hidden": (3,)}
+    assert dataclasses.asdict(changed) == {**dataclasses.asdict(preset), "seed": 7, "hidden": (5, 4, 3)}
     assert dataclasses.asdict(preset.resolved()) == dataclasses.asdict(same.resolved())
 
 
@@ -285,9 +292,35 @@ def test_config_builds_what_it_says():
     assert (net.num_classes, net.label_strength) == (3, 4.0)
     assert net.layers[0].optimizer == ff.SGD(lr=0.003, momentum=0.9)
     assert [layer.threshold for layer in TrainConfig(hidden=(6, 5)).build_net(20, 3).layers] == [6.0, 5.0]
-    linear = TrainConfig(lr=0.5).learning_rate()
-    assert [linear(p) for p in (0.0, 0.5)] == [0.5, 0.25]
-    assert TrainConfig(lr_schedule="constant").learning_rate() is None
+    for name, expected in (("linear", 0.25), ("constant", 1.0), ("constant-linear", 0.5)):
+        assert TrainConfig(lr_schedule=name).build_schedule()(0.75) == expected
+    assert TrainConfig(warmup=0.5).build_schedule()(0.25) == 0.5 * 0.75
+
+
+def test_config_builds_the_pieces():
+    config = TrainConfig(
+        hidden=(6, 5), init="normal", peer=0.1, dropout=0.2, direction="minimize", negatives="hard", head_layers=(2, 1),
+        head_lr=0.3, head_weight_decay=0.01, predict="both", predict_layers=(2,), candidates=2, average=0.9, shift=2,
+        optimizer="hinton_sgd", weight_decay=0.1,
+    )  # fmt: skip
+    net = config.build_net(20, 3)
+    assert [(layer.peer, layer.dropout) for layer in net.layers] == [(0.1, 0.0), (0.1, 0.2)]
+    assert net.layers[0].optimizer == ff.HintonSGD(lr=0.04, momentum=0.9, weight_decay=0.1)
+    assert not net.layers[0].bias.any()
+    wide = dataclasses.replace(config, hidden=(400, 5)).build_net(100, 3)
+    assert wide.layers[0].weight.std().item() == pytest.approx(0.1, rel=0.02)
+    assert (net.minimize, net.predict_by, net.predict_layers, net.candidates) == (True, "both", (1,), 2)
+    assert (net.head.layers, net.head.optimizer) == ((1, 0), ff.HintonSGD(lr=0.3, weight_decay=0.01))
+    assert net.average.decay == 0.9
+    assert config.build_negatives() == ff.HardLabels()
+    assert config.build_augment((1, 4, 5)) == ff.Shift(2, (1, 4, 5))
+    assert config.build_losses() is None
+    plain = TrainConfig(hidden=(6, 5), loss="hinge", margin=2.0)
+    assert (plain.build_augment((1, 4, 5)), plain.build_negatives()) == (None, ff.UniformLabels())
+    assert plain.build_losses() == [ff.Hinge(2.0, 6.0), ff.Hinge(2.0, 5.0)]
+    assert (plain.build_net(20, 3).head, plain.build_net(20, 3).average) == (None, None)
+    assert TrainConfig(loss="symba", alpha=2.0).build_losses() == [ff.SymBa(2.0)] * 2
+    assert TrainConfig(loss="pair", alpha=2.0).build_losses() == [ff.PairSoftplus(2.0, 1.0)] * 2
     assert TrainConfig(optimizer="adamw", weight_decay=0.5).build_optimizer() == ff.AdamW(lr=0.003, weight_decay=0.5)
 
 
@@ -307,7 +340,24 @@ USAGE = {
     "--threshold wide": "invalid _threshold value: 'wide'",
     "--temperature 0": "temperature must be finite and > 0, got 0",
     "--label-strength inf": "label_strength must be finite",
-    "--momentum 0.5": "momentum is for optimizer 'sgd', the optimizer is 'adam'",
+    "--momentum 0.5": "momentum is for optimizer 'sgd' or 'hinton_sgd', the optimizer is 'adam'",
+    "--optimizer hinton_sgd --momentum 1": "momentum must be finite and in",
+    "--negatives hard": "negatives 'hard' needs a softmax head: name the layers it looks at in head_layers",
+    "--predict both": "predict 'both' needs a softmax head",
+    "--candidates 3": "candidates 3 needs a softmax head",
+    "--head-layers 3": r"head_layers must be in \[1, 2\]",
+    "--head-layers 1 1": "head_layers must name each layer once",
+    "--predict-layers 0": r"predict_layers must be in \[1, 2\]",
+    "--head-layers 1 --mode greedy": "mode must be 'simultaneous' with a head",
+    "--head-layers 1 --head-lr -1": "lr must be finite and >= 0.0, got -1.0",
+    "--average 1": "average must be a decay in",
+    "--warmup 1": "warmup must be a share",
+    "--dropout 1": "dropout must be",
+    "--peer -1": "peer must be finite and >= 0",
+    "--shift -1": "shift must be in",
+    "--loss symba --alpha 0": "alpha must be finite and > 0",
+    "--loss hinge --margin -1": "margin must be finite and >= 0",
+    "--validate-every 0": "validate_every must be in",
     "--optimizer sgd --momentum -1": "momentum must be finite and >= 0",
     "--optimizer lion": "invalid choice: 'lion'",
     "--activation step": "invalid choice: 'step'",

@@ -60,8 +60,13 @@ VARIANTS = {
     "adam, linear": {},
     "greedy": {"mode": "greedy", "epochs": 2},
     "sgd, constant, held out rows": {"optimizer": "sgd", "lr_schedule": "constant", "validation": 8},
+    "hinton": {
+        "optimizer": "hinton_sgd", "peer": 0.1, "dropout": 0.2, "negatives": "hard", "head_layers": (1, 2),
+        "predict": "both", "average": 0.9, "shift": 1, "init": "normal", "warmup": 0.2, "validate_every": 3,
+    },
+    "pairs, low is positive": {"loss": "pair", "direction": "minimize", "lr_schedule": "constant-linear"},
     "adamw, one layer": {"optimizer": "adamw", "weight_decay": 0.1, "hidden": (5,)},
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -218,12 +223,25 @@ def test_more_epochs_where_that_is_the_same_run(tmp_path, dataset):
     assert_same(what_remains(short.path), what_remains(whole.path))
     with pytest.raises(RunError, match=r"epochs is 4 in .*, got 3"):
         short.extend(3)
-    for i, change in enumerate(({"lr_schedule": "linear"}, {"mode": "greedy"})):
+    for i, change in enumerate(({"lr_schedule": "linear"}, {"mode": "greedy"}, {"warmup": 0.5})):
         folder = RunFolder.create(tmp_path / str(i), dataclasses.replace(constant, **change), dataset)
         folder.extend(4)
         with pytest.raises(RunError, match=r"epochs is 4 in .*, got 5"):
             folder.extend(5)
         assert RunFolder.open(folder.path).config.epochs == 4
+
+
+def test_a_run_with_an_average_predicts_by_it(tmp_path, dataset):
+    folder = RunFolder.create(tmp_path, dataclasses.replace(CONFIG, average=0.9, validate_every=3), dataset)
+    result = train(folder, dataset)
+    weights = checkpoint.load_latest(tmp_path)["net"]
+    net = folder.load_net()
+    assert torch.equal(net.layers[0].weight, weights["average.layers_0_weight"])
+    assert not torch.equal(net.layers[0].weight, weights["layers.0.weight"])
+    assert result["test_error"] == 100 * (net.predict(dataset.x_test) != dataset.y_test).double().mean().item()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [r["error"] is None for r in lines] == [True, True, False, False]
+    assert lines[-1]["error"] == result["test_error"]
 
 
 def test_numbers_that_json_does_not_have_become_null():

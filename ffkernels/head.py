@@ -1,0 +1,106 @@
+"""The one-pass softmax head: labels an input from the layers' activities, and finds labels that are easily confused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from . import checks, ops
+from .optim import Optimizer, state_dtype
+from .state import OptimizerState
+
+_EPS = 1e-4  # of the rms normalisation
+
+
+class SoftmaxHead(nn.Module):
+    """A linear softmax on the normalised activities of chosen layers, run on the neutral label (Hinton 2022, 3.3).
+
+    logits = sum_l n_l S_l^T with n_l = y_l / (rms(y_l) + 1e-4), trained by the cross entropy. The layers below never
+    see its gradient. Products and update run through the ops: normalising is the row scale of ff_forward, and
+    ff_update_ with y = d loss / d logits and c = 1/2 is the gradient and the optimizer's step of a linear layer.
+
+    Args:
+        widths: N of every layer of the net.
+        num_classes: C.
+        layers: indices of the layers that it sees. None: all but the first, or the only one.
+        optimizer: of its weights, which start at 0 and stay float32 (float64 beside a float64 net).
+
+    Raises:
+        TypeError, ValueError: a layer that is not there, or named twice.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        num_classes: int,
+        *,
+        layers: Sequence[int] | None = None,
+        optimizer: Optimizer,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        checks.count("num_classes", num_classes, 2, 2**31, "labels")
+        chosen = list(range(len(widths) > 1, len(widths)) if layers is None else layers)
+        if not chosen or len(set(chosen)) != len(chosen) or not all(0 <= i < len(widths) for i in chosen):
+            raise ValueError(f"layers must hold different indices of the {len(widths)} layers, got {chosen}")
+        self.layers, self.num_classes, self.optimizer = tuple(chosen), num_classes, optimizer
+        shapes = [(num_classes, widths[i]) for i in chosen]
+        self.weights = nn.ParameterList(
+            nn.Parameter(torch.zeros(shape, dtype=state_dtype(dtype)), requires_grad=False) for shape in shapes
+        )
+        self.states = nn.ModuleList(OptimizerState(optimizer.init_state(w)) for w in self.weights)
+
+    def check_fits(self, widths: Sequence[int], num_classes: int | None) -> None:
+        """ValueError if the head was made for another net."""
+        seen = [w.shape[1] for w in self.weights]
+        if (
+            num_classes != self.num_classes
+            or max(self.layers) >= len(widths)
+            or seen != [widths[i] for i in self.layers]
+        ):
+            raise ValueError(
+                f"head must be made for the net: it takes layers {self.layers} of widths {seen} and gives "
+                f"{self.num_classes} classes; the net has widths {list(widths)} and {num_classes} classes"
+            )
+
+    def logits(
+        self,
+        ys: Sequence[Tensor],  # (B, N_l) of every layer of the net
+        totals: Sequence[Tensor],  # (B,): their goodness G
+    ) -> Tensor:  # (B, C), in the weights' dtype
+        parts = []
+        for i, weight in zip(self.layers, self.weights, strict=True):
+            # the ops have no identity: z is relu(z) - relu(-z)
+            signed, y, sqnorm = torch.cat([weight, -weight]), ys[i].to(weight.dtype), totals[i].to(weight.dtype)
+            both, _ = ops.ff_forward(y, signed, x_sqnorm=sqnorm, normalize="rms", eps=_EPS, precision="highest")
+            parts.append(both[:, : self.num_classes] - both[:, self.num_classes :])
+        return torch.stack(parts).sum(0)
+
+    def step(
+        self,
+        ys: Sequence[Tensor],  # (B, N_l) of every layer of the net
+        totals: Sequence[Tensor],  # (B,)
+        labels: Tensor,  # (B,)
+    ) -> tuple[Tensor, Tensor]:  # logits (B, C) from before the update, loss ()
+        """One step down the mean cross entropy."""
+        logits = self.logits(ys, totals)
+        log_p = logits.log_softmax(1)
+        columns = labels.long()[:, None]
+        loss = -log_p.gather(1, columns).mean()
+        error = log_p.exp()
+        error.scatter_add_(1, columns, error.new_full((1, 1), -1.0).expand(len(labels), 1))
+        error /= len(labels)
+        half = error.new_full((len(labels),), 0.5)
+        for i, weight, state in zip(self.layers, self.weights, self.states, strict=True):
+            assert isinstance(state, OptimizerState)
+            y, sqnorm = ys[i].to(weight.dtype), totals[i].to(weight.dtype)
+            ops.ff_update_(
+                y, error, half, weight, None, state.tensors(), self.optimizer, x_sqnorm=sqnorm, normalize="rms",
+                eps=_EPS, precision="highest",
+            )  # fmt: skip
+        return logits, loss
+
+    def extra_repr(self) -> str:
+        return f"num_classes={self.num_classes}, layers={self.layers}, optimizer={self.optimizer}"

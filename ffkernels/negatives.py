@@ -1,0 +1,57 @@
+"""Negative labels: what the negative rows carry instead of their image's own label.
+
+A function of one's own does as well: whatever takes `Negatives`' arguments and returns labels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .labels import wrong_labels
+
+
+class Negatives(Protocol):
+    """Gives each row of a minibatch the label of its negative."""
+
+    def __call__(
+        self,
+        labels: Tensor,  # (B,): the true ones
+        num_classes: int,
+        generator: torch.Generator,  # on the CPU; its draws make the training repeatable
+        logits: Tensor | None,  # (B, C): the net's softmax head on these images, where it has one
+    ) -> Tensor:  # (B,)
+        ...
+
+
+@dataclass(frozen=True)
+class UniformLabels:
+    """One of the other labels, each as likely (Hinton 2022, section 3.3)."""
+
+    def __call__(
+        self, labels: Tensor, num_classes: int, generator: torch.Generator, logits: Tensor | None
+    ) -> Tensor:  # (B,)
+        return wrong_labels(labels, num_classes, generator)
+
+
+@dataclass(frozen=True)
+class HardLabels:
+    """Another label, as likely as the net's softmax head finds it on the neutral label (Hinton 2022, section 3.3).
+
+    Labels that the net confuses are drawn most often: "hard" negatives. The true label is left out before the
+    probabilities are made, so it is never drawn.
+    """
+
+    def __call__(
+        self, labels: Tensor, num_classes: int, generator: torch.Generator, logits: Tensor | None
+    ) -> Tensor:  # (B,)
+        if logits is None:
+            raise ValueError("HardLabels needs a net with a softmax head, which finds the likely labels")
+        others = logits.double().scatter(1, labels.long()[:, None], -torch.inf)
+        cumulated = others.softmax(1).cumsum(1)
+        # float32 draws are at most 1 - 2^-24: times the total in float64 they stay below it, whatever the rounding
+        draws = torch.rand(len(labels), generator=generator).to(logits.device).double() * cumulated[:, -1]
+        return (cumulated <= draws[:, None]).sum(1)

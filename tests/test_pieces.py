@@ -1,0 +1,97 @@
+"""Small pieces of training: schedule, augmentation, average of weights."""
+
+import copy
+
+import pytest
+import torch
+
+import ffkernels as ff
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [1, 1, 1, 1]),
+        ({"decay_from": 0.0}, [1, 0.75, 0.5, 0.25]),
+        ({"decay_from": 0.5}, [1, 1, 1, 0.5]),
+        ({"warmup": 0.5}, [0, 0.5, 1, 1]),
+        ({"warmup": 0.5, "decay_from": 0.0}, [0, 0.375, 0.5, 0.25]),
+    ],
+)
+def test_schedule(options, expected):
+    assert [ff.Schedule(**options)(t) for t in (0.0, 0.25, 0.5, 0.75)] == expected
+
+
+def test_schedule_arguments():
+    for bad in ({"warmup": 1.0}, {"warmup": -0.1}, {"decay_from": 1.5}, {"decay_from": float("nan")}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            ff.Schedule(**bad)
+
+
+def shifted(image, down, right):
+    """One image, pixel by pixel."""
+    _, height, width = image.shape
+    result = torch.zeros_like(image)
+    for i in range(height):
+        for j in range(width):
+            if 0 <= i - down < height and 0 <= j - right < width:
+                result[:, i, j] = image[:, i - down, j - right]
+    return result
+
+
+@pytest.mark.parametrize("pixels", [1, 2])
+def test_every_image_is_shifted_and_every_shift_as_likely(pixels):
+    x = torch.rand(900, 2, 4, 5, generator=torch.Generator().manual_seed(0))
+    before = x.clone()
+    moved = ff.Shift(pixels)(x, torch.Generator().manual_seed(1))
+    steps = range(-pixels, pixels + 1)
+    counts = dict.fromkeys(((a, b) for a in steps for b in steps), 0)
+    for image, result in zip(x, moved, strict=True):
+        (found,) = [move for move in counts if torch.equal(shifted(image, *move), result)]
+        counts[found] += 1
+    expected = 900 / len(counts)
+    assert sum((n - expected) ** 2 / expected for n in counts.values()) < (26.1 if pixels == 1 else 51.2)  # 99.9 %
+    assert torch.equal(x, before)
+    flat = ff.Shift(pixels, (2, 4, 5))(x.flatten(1), torch.Generator().manual_seed(1))
+    assert torch.equal(flat, moved.flatten(1))
+
+
+def test_shift_arguments():
+    with pytest.raises(ValueError, match="pixels"):
+        ff.Shift(0)
+    with pytest.raises(ValueError, match="image_shape must be given"):
+        ff.Shift(1)(torch.rand(3, 20), torch.Generator())
+    with pytest.raises(RuntimeError, match="invalid for input"):
+        ff.Shift(1, (1, 3, 3))(torch.rand(3, 20), torch.Generator())
+
+
+def test_average_is_the_recurrence():
+    net = torch.nn.Linear(3, 2)
+    average = ff.WeightAverage(net, decay=0.5, every=2)
+    expected = net.weight.detach().clone()
+    for step in range(1, 25):
+        with torch.no_grad():
+            net.weight += 0.1 * step
+        average.update(net, step)
+        if step % 2 == 0:
+            k = step // 2
+            d = min(0.5, (1 + k) / (10 + k))
+            expected = d * expected + (1 - d) * net.weight.detach()
+        assert torch.allclose(average.weight, expected)
+    own = net.weight.detach().clone()
+    with average.applied(net):
+        assert torch.equal(net.weight, average.weight)
+    assert torch.equal(net.weight, own)
+    again = copy.deepcopy(average)
+    average.copy_to(net)
+    assert torch.equal(net.weight, again.weight)
+    assert not torch.equal(net.weight, own)
+    with torch.no_grad():
+        net.weight.zero_()
+    assert torch.equal(average.weight, again.weight)
+
+
+def test_average_arguments():
+    for bad in ({"decay": 1.0}, {"decay": -0.1}, {"every": 0}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            ff.WeightAverage(torch.nn.Linear(1, 1), **bad)
