@@ -74,7 +74,9 @@ _CPU_OPS = (
 )
 for _op in _CPU_OPS:
     register("cpu", _op, devices=("cpu",), dtypes=(torch.float32, torch.bfloat16))
-    register("triton", _op, devices=("cuda",), dtypes=(torch.float32, torch.bfloat16, torch.float16))
+    # Triton's interpreter multiplies the bit patterns of bf16
+    bf16 = () if triton_device.interpreting() else (torch.bfloat16,)
+    register("triton", _op, devices=("cuda",), dtypes=(torch.float32, torch.float16, *bf16))
 
 
 def unavailable(backend: str) -> str | None:
@@ -160,6 +162,8 @@ def _select(op: str, device: str, dtype: torch.dtype, setting: str | None = None
     against: list[str] = []
     for backend in order:
         reason = refusal(backend, op, device, dtype)
+        if reason is None and setting == "auto" and backend == "triton" and device == "cpu":
+            reason = "interpreted kernels are for tests"
         if reason is None:
             return backend, against
         against.append(f"{backend}: {reason}")

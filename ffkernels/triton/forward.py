@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from .common import activate, load_again, load_tile, multiply, row_scale, sum_parts, tile_place
+from .peer import sum_columns
 
 
 @triton.jit
@@ -21,7 +22,7 @@ def write_rows(
     Y_UNIT: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """The epilogue: y, p, and the sum of y's squares before they are rounded."""
+    """The epilogue: y, p, and the sum of y's squares before they are rounded. Gives y as it was rounded."""
     n = col + tl.arange(0, BLOCK_N)
     in_n = n < N
     result, slope = activate(z, ACTIVATION)
@@ -32,6 +33,7 @@ def write_rows(
     if p is not None:
         tl.store(p + place, (result * slope).to(p.dtype.element_ty), mask=mask)
     tl.store(goodness + at, tl.sum(tl.where(in_n[None, :], result * result, 0.0), 1), mask=inside)
+    return result.to(y.dtype.element_ty).to(tl.float32)
 
 
 @triton.jit
@@ -46,6 +48,11 @@ def forward_kernel(
     goodness,  # (tiles of N, M), written: each tile's sums of y's squares
     sqnorm_out,  # (M,), written, or None
     step,  # (), 1 is added; or None
+    sign,  # (M,), for peer_mean; or None: the first half of the rows is positive
+    peer_mean,  # (N,), or None
+    peer_before,  # (N,), written, or None
+    peer_sums,  # (tiles of M, N), written, or None
+    peer_counts,  # (tiles of M,), written, or None
     M,
     K,
     N,
@@ -96,8 +103,13 @@ def forward_kernel(
         acc = acc * row_scale(q, eps, inv_width, NORMALIZE)[:, None]
     if bias is not None:
         acc += tl.load(bias + col + n, mask=in_n, other=0.0).to(tl.float32)[None, :]
-    write_rows(acc, y, p, goodness + tile_n.to(tl.int64) * M, row + m, in_m, col, N, y_stride, ACTIVATION, Y_UNIT,
-               BLOCK_N)  # fmt: skip
+    rounded = write_rows(acc, y, p, goodness + tile_n.to(tl.int64) * M, row + m, in_m, col, N, y_stride, ACTIVATION,
+                         Y_UNIT, BLOCK_N)  # fmt: skip
+    if peer_mean is not None:
+        positive = in_m & (row + m < M // 2)
+        if sign is not None:
+            positive = tl.load(sign + row + m, mask=in_m, other=-1.0) > 0.0
+        sum_columns(rounded, positive, peer_sums, peer_counts, peer_mean, peer_before, tile_m, tile_n, col, N, BLOCK_N)
     if step is not None and pid == 0:
         steps = tl.load(step)
         tl.debug_barrier()  # every thread reads, one writes

@@ -9,6 +9,7 @@ import triton.language as tl
 
 from .common import load_again, load_tile, multiply, row_scale, tile_place
 from .forward import write_rows
+from .peer import sum_columns
 
 
 @triton.jit
@@ -36,6 +37,10 @@ def label_forward_kernel(
     goodness,  # (tiles of N, B C), written: each tile's sums of y's squares
     sqnorm_out,  # (B,), written, or None
     step,  # (), 1 is added; or None
+    peer_mean,  # (N,), or None; the rows of candidate 0 are the positive ones
+    peer_before,  # (N,), written, or None
+    peer_sums,  # (tiles of B, N), written, or None
+    peer_counts,  # (tiles of B,), written, or None
     B,
     K,
     N,
@@ -107,8 +112,13 @@ def label_forward_kernel(
             b = load_again(weight_again, col, first, 0, N, num_classes, w_stride, BLOCK_N, LABELS)
             z = multiply(a, b.T, z, MODE)
         z = z * r[:, None] + offset[None, :]
-        write_rows(z, y, p, goodness + tile_n.to(tl.int64) * B * candidates, at, in_m, col, N, y_stride, ACTIVATION,
-                   Y_UNIT, BLOCK_N)  # fmt: skip
+        rounded = write_rows(z, y, p, goodness + tile_n.to(tl.int64) * B * candidates, at, in_m, col, N, y_stride,
+                             ACTIVATION, Y_UNIT, BLOCK_N)  # fmt: skip
+        if peer_mean is not None:
+            if c == 0:
+                sum_columns(
+                    rounded, in_m, peer_sums, peer_counts, peer_mean, peer_before, tile_m, tile_n, col, N, BLOCK_N
+                )
     if step is not None and pid == 0:
         steps = tl.load(step)
         tl.debug_barrier()  # every thread reads, one writes

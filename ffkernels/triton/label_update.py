@@ -10,6 +10,7 @@ import triton.language as tl
 from .common import load_tile, logistic, multiply, sum_parts, tile_place
 from .label_forward import one_hot
 from .optimizers import finish, step_numbers
+from .peer import column_term, write_mean
 from .update import peak_of, row_scales, write_gradient
 
 
@@ -23,6 +24,10 @@ def label_update_kernel(
     sqnorm,  # (B,), or None without normalisation
     row_term,  # (2 B,), or None
     col_term,  # (N,), or None
+    peer_mean,  # (N,), in place, or None: peer normalisation instead of the last two; see peer.py
+    peer_before,  # (N,), or None
+    peer_sums,  # (peer_tiles, N), or None
+    peer_counts,  # (peer_tiles,), or None
     weight,  # (N, K), in place; or the gradient (splits, N, K), written
     bias,  # (N,), in place; or the gradient (splits, N), written; or None
     slot0,  # (N, K), in place
@@ -49,6 +54,9 @@ def label_update_kernel(
     temperature,
     coef_scale,  # of c: 2 / (E M)
     loss_scale,  # of the sum of losses
+    peer_strength,
+    peer_scale,  # a of positive rows: 2 / (E M)
+    peer_tiles,
     rate,
     h1,
     h2,
@@ -89,8 +97,8 @@ def label_update_kernel(
         for start in range(begin, end, BLOCK_K):
             for half in tl.static_range(2):
                 c, r, a, _, _ = pair_factors(
-                    half, row_term, goodness, sqnorm, start + m, B, parts, eps, inv_width, inv_divisor, threshold,
-                    temperature, NORMALIZE, PARTS,
+                    half, row_term, peer_mean, peer_scale, goodness, sqnorm, start + m, B, parts, eps, inv_width,
+                    inv_divisor, threshold, temperature, NORMALIZE, PARTS,
                 )  # fmt: skip
                 peak = peak_of(peak_of(peak, c * coef_scale, r), a, r)
         largest = 2.0 * tl.max(peak, 0)  # two rows are added
@@ -100,6 +108,8 @@ def label_update_kernel(
     d = tl.zeros((BLOCK_M,), tl.float32)
     if col_term is not None:
         d = tl.load(col_term + row + n, mask=row + n < N, other=0.0)
+    if peer_mean is not None:
+        d = column_term(peer_before, peer_strength, row, N, BLOCK_M)
     numbers = step_numbers(step, lr, rate, h1, h2, h3, h4, log_beta1, log_beta2, EPILOGUE)
     weight += split.to(tl.int64) * N * K
     if narrow < 0:
@@ -113,8 +123,8 @@ def label_update_kernel(
             r = tl.zeros((BLOCK_K,), tl.float32)
             for half in tl.static_range(2):
                 c, r, a, total, loss = pair_factors(
-                    half, row_term, goodness, sqnorm, start + m, B, parts, eps, inv_width, inv_divisor, threshold,
-                    temperature, NORMALIZE, PARTS,
+                    half, row_term, peer_mean, peer_scale, goodness, sqnorm, start + m, B, parts, eps, inv_width,
+                    inv_divisor, threshold, temperature, NORMALIZE, PARTS,
                 )  # fmt: skip
                 tile = load_tile(y, half * B + start, row, half * B + end, N, y_stride, BLOCK_K, BLOCK_M, Y_UNIT)
                 both += inside_of(tile, start + m < end) * (c * coef_scale)[None, :] + d[:, None] * a[None, :]
@@ -129,6 +139,8 @@ def label_update_kernel(
         if bias is not None and tile_n == 0:
             finish(tl.sum(sum_dz, 1), bias, bias_slot0, bias_slot1, split * N + row, n, row + n < N, numbers, EPILOGUE,
                    True)  # fmt: skip
+        if peer_mean is not None and (tile_n == 0 and split == 0):
+            write_mean(peer_before, peer_sums, peer_counts, peer_mean, peer_tiles, row, N, BLOCK_M)
         if pid == 0:
             tl.store(loss_out + split, tl.sum(acc_loss, 0) * loss_scale)
     else:
@@ -138,8 +150,8 @@ def label_update_kernel(
             rows = start + m
             for half in tl.static_range(2):
                 c, r, a, _, _ = pair_factors(
-                    half, row_term, goodness, sqnorm, rows, B, parts, eps, inv_width, inv_divisor, threshold,
-                    temperature, NORMALIZE, PARTS,
+                    half, row_term, peer_mean, peer_scale, goodness, sqnorm, rows, B, parts, eps, inv_width,
+                    inv_divisor, threshold, temperature, NORMALIZE, PARTS,
                 )  # fmt: skip
                 tile = load_tile(y, half * B + start, row, half * B + end, N, y_stride, BLOCK_K, BLOCK_M, Y_UNIT)
                 dz = inside_of(tile, rows < end) * (c * coef_scale)[None, :] + d[:, None] * a[None, :]
@@ -166,6 +178,8 @@ def inside_of(
 def pair_factors(
     half,  # 0: positive rows, 1: negative rows
     row_term,
+    peer_mean,
+    peer_scale,
     goodness,
     sqnorm,
     rows,
@@ -187,5 +201,7 @@ def pair_factors(
     a = tl.zeros_like(total)
     if row_term is not None:
         a = tl.load(row_term + half * B + rows, mask=inside, other=0.0)
+    if peer_mean is not None and half == 0:
+        a = tl.where(inside, peer_scale, 0.0)
     r = row_scales(sqnorm, rows, inside, B, 1, eps, inv_width, NORMALIZE, 1)
     return tl.where(inside, -sign * slope, 0.0), r, a, total, tl.where(inside, loss, 0.0)

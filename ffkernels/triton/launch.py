@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from ..dropout import drop_below
 from ..optim import state_dtype
 from . import plan
 from .device import describe
+from .dropout import dropout_kernel
 from .forward import forward_kernel
 from .label_forward import label_forward_kernel
 from .label_update import label_update_kernel
@@ -127,6 +129,23 @@ def _row_constants(layer: Layer, eps: float) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
+class Peer:
+    """Peer normalisation of a layer: its running mean, and what the forward leaves for the update (peer.py)."""
+
+    mean: Tensor  # (N,), in place
+    strength: float
+    before: Tensor  # (N,)
+    sums: Tensor  # (tiles of M, N)
+    counts: Tensor  # (tiles of M,)
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        return self.mean, self.before, self.sums, self.counts
+
+
+_NO_PEER: tuple[Tensor | None, ...] = (None, None, None, None)
+
+
+@dataclass(frozen=True)
 class Labels:
     """Which label stands in which row of y: input b and candidate c in row b row_b + c row_c."""
 
@@ -154,6 +173,8 @@ def _forward(
     step: Tensor | None,
     labels: Labels | None,
     device: Device,
+    sign: Tensor | None = None,
+    peer: Peer | None = None,
 ) -> Prepared:
     tile = launch.tile
     assert tile is not None
@@ -162,16 +183,18 @@ def _forward(
     again = device.wgmma and layer.kind != "exact"
     y_unit = math.gcd(y.stride(0), layer.cols, plan.PAD)
     strides = (x.stride(0), weight.stride(0), y.stride(0))
+    peers = _NO_PEER if peer is None else peer.tensors()
     if labels is None:
         return _prepare(
-            forward_kernel, launch, a, x if again else None, b, bias, sqnorm, y, p, parts, sqnorm_out, step, layer.rows,
-            layer.depth, layer.cols, *strides, 0 if sqnorm is None else sqnorm.shape[0], *_row_constants(layer, eps),
+            forward_kernel, launch, a, x if again else None, b, bias, sqnorm, y, p, parts, sqnorm_out, step, sign,
+            *peers, layer.rows, layer.depth, layer.cols, *strides, 0 if sqnorm is None else sqnorm.shape[0],
+            *_row_constants(layer, eps),
             Y_UNIT=y_unit,
         )  # fmt: skip
     return _prepare(
         label_forward_kernel, launch, a, x, b, weight, bias, labels.first, labels.second, y, p, parts, sqnorm_out, step,
-        layer.inputs, layer.depth, layer.cols, labels.candidates, labels.num_classes, labels.row_b, labels.row_c,
-        *strides, labels.strength, *_row_constants(layer, eps), Y_UNIT=y_unit, AGAIN=again,
+        *peers, layer.inputs, layer.depth, layer.cols, labels.candidates, labels.num_classes, labels.row_b,
+        labels.row_c, *strides, labels.strength, *_row_constants(layer, eps), Y_UNIT=y_unit, AGAIN=again,
     )  # fmt: skip
 
 
@@ -188,6 +211,7 @@ def _update(
     eps: float,
     update: Update,
     labels: Labels | None = None,
+    peer: Peer | None = None,
 ) -> list[Prepared]:
     first, tile, splits = launches[0], launches[0].tile, launches[0].splits
     assert tile is not None
@@ -209,18 +233,22 @@ def _update(
         sums = loss.parts
         out = None if sums.data_ptr() == loss.goodness.data_ptr() else loss.goodness
     counts = (0 if sums is None else sums.shape[0], 0 if sqnorm is None else sqnorm.shape[0])
-    tail = (*scales, *target.numbers())
+    peers, peer_numbers = _NO_PEER, (0.0, 0.0, 0)
+    if peer is not None:
+        peers, peer_numbers = peer.tensors(), (peer.strength, scales[3], peer.counts.shape[0])
+    tail = (*scales, *peer_numbers, *target.numbers())
     if labels is None:
         sign = None if loss is None else loss.sign
         prepared = _prepare(
-            update_kernel, first, a, b, coef, sign, sums, sqnorm, row_term, col_term, *target.targets(), out, loss_out,
-            layer.rows, layer.depth, layer.cols, x.stride(0), y.stride(0), *counts, first.split_rows, *eps_width, *tail,
+            update_kernel, first, a, b, coef, sign, sums, sqnorm, row_term, col_term, *peers,
+            *target.targets(), out, loss_out, layer.rows, layer.depth, layer.cols, x.stride(0), y.stride(0), *counts,
+            first.split_rows, *eps_width, *tail,
         )  # fmt: skip
     else:
         prepared = _prepare(
             label_update_kernel, first, a, b, labels.first, labels.second, sums, sqnorm, row_term, col_term,
-            *target.targets(), out, loss_out, layer.inputs, layer.depth, layer.cols, labels.num_classes, x.stride(0),
-            y.stride(0), counts[0], first.split_rows, labels.strength, *eps_width, *tail,
+            *peers, *target.targets(), out, loss_out, layer.inputs, layer.depth, layer.cols, labels.num_classes,
+            x.stride(0), y.stride(0), counts[0], first.split_rows, labels.strength, *eps_width, *tail,
         )  # fmt: skip
     if splits == 1:
         return [prepared]
@@ -398,11 +426,12 @@ def _step(
     x: Tensor, sign: Tensor | None, update: Update, threshold: float, temperature: float, reduction: str,
     sqnorm: Tensor | None, normalize: str, eps: float, activation: str, row_term: Tensor | None,
     col_term: Tensor | None, precision: str, labels: Labels | None, y: Tensor, goodness: Tensor, loss: Tensor,
+    peer_mean: Tensor | None = None, peer_strength: float = 0.0,
 ) -> _Step:  # fmt: skip
     weight, bias = update.weight, update.bias
     layer, device = _layer(
         x, weight, bias, normalize, activation, precision, optimizer=update.kind, slots=update.slots,
-        sqnorm_parts=0 if sqnorm is None else sqnorm.shape[0], peer=row_term is not None,
+        sqnorm_parts=0 if sqnorm is None else sqnorm.shape[0], peer=row_term is not None or peer_mean is not None,
         candidates=0 if labels is None else labels.candidates, num_classes=0 if labels is None else labels.num_classes,
     )  # fmt: skip
     layer = replace(layer, rows=y.shape[0], y_unit=_unit(y, device, layer.kind))
@@ -413,11 +442,19 @@ def _step(
     if normalize != "none" and sqnorm is None:
         own_norm = torch.empty(1, layer.inputs, dtype=torch.float32, device=x.device)
     divisor = float(layer.cols) if reduction == "mean" else 1.0
-    forward = _forward(first, layer, x, weight, bias, eps, y, p, parts, sqnorm, own_norm, update.step, labels, device)
+    peer = None
+    if peer_mean is not None and first.tile is not None:
+        tiles = plan.ceil_div(layer.inputs, first.tile.m)
+        new = functools.partial(torch.empty, dtype=torch.float32, device=x.device)
+        peer = Peer(peer_mean, peer_strength, new(layer.cols), new(tiles, layer.cols), new(tiles))
+    forward = _forward(
+        first, layer, x, weight, bias, eps, y, p, parts, sqnorm, own_norm, update.step, labels, device,
+        None if peer is None else sign, peer,
+    )  # fmt: skip
     logistic = Loss(parts, sign, goodness, loss, divisor, threshold, temperature)
     second = _update(
         rest, layer, x, y if p is None else p, None, logistic, sqnorm if own_norm is None else own_norm, row_term,
-        col_term, eps, update, labels,
+        col_term, eps, update, labels, peer,
     )  # fmt: skip
     return _Step(forward, second, y, parts, (p, own_norm))
 
@@ -495,12 +532,24 @@ def _beside(x: Tensor) -> Iterator[Callable[[Sequence[Prepared]], None]]:
         main.wait_stream(side)
 
 
+def _dropout(y: Tensor, p: float, seed: Tensor, layer: int) -> tuple[Prepared, Tensor, Tensor]:
+    """The launch of a layer's dropout, its result (M, K) and the squared norms of that (1, M)."""
+    m, k = y.shape
+    launch = plan.dropout(m, k, y.element_size())
+    x, sqnorm = y.new_empty(m, plan.padded(k))[:, :k], torch.empty(1, m, dtype=torch.float32, device=y.device)
+    prepared = _prepare(
+        dropout_kernel, launch, y, seed, x, sqnorm, m, k, y.stride(0), x.stride(0), layer, drop_below(p), 1 / (1 - p)
+    )
+    return prepared, x, sqnorm
+
+
 def ff_network_step_(
     x: Tensor, sign: Tensor | None, x_sqnorm: Tensor | None, labels_pos: Tensor | None, labels_neg: Tensor | None,
     num_classes: int, strength: float, weights: list[Tensor], biases: list[Tensor], states: list[Tensor],
     has_bias: list[bool], state_sizes: list[int], optimizers: list[str], lrs: list[Tensor], hypers: list[float],
     thresholds: list[float], temperatures: list[float], goodness: list[str], normalize: list[str], eps: list[float],
-    activations: list[str], precisions: list[str],
+    activations: list[str], precisions: list[str], peers: list[float], peer_means: list[Tensor],
+    dropouts: list[float], dropout_seed: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     x = _rows(x)
     labels = None
@@ -512,7 +561,8 @@ def ff_network_step_(
     losses = torch.empty(len(weights), dtype=torch.float32, device=x.device)
     sqnorm = None if x_sqnorm is None else x_sqnorm.contiguous()[None]
     steps: list[_Step] = []
-    own_bias, own_state, given = iter(biases), iter(states), x
+    dropped: list[Prepared | None] = []
+    own_bias, own_state, own_mean, given = iter(biases), iter(states), iter(peer_means), x
     for i, weight in enumerate(weights):
         bias = next(own_bias) if has_bias[i] else None
         state = [next(own_state) for _ in range(state_sizes[i])]
@@ -520,14 +570,19 @@ def ff_network_step_(
         update = Update(weight, bias, state, optimizers[i], lrs[i] if lrs else None, hyper)
         cols = weight.shape[0]
         y = x.new_empty(rows, plan.padded(cols))[:, :cols]
+        drop = None
+        if dropouts[i] and dropout_seed is not None:
+            drop, given, sqnorm = _dropout(given, dropouts[i], dropout_seed, i)
+        dropped.append(drop)
         step = _step(
             given, sign, update, thresholds[i], temperatures[i], goodness[i], sqnorm, normalize[i], eps[i],
             activations[i], None, None, precisions[i], None if i else labels, y, totals[i], losses[i],
+            next(own_mean) if peers[i] else None, peers[i],
         )  # fmt: skip
         steps.append(step)
         given, sqnorm = step.y, step.parts  # G of this layer is the squared norm of the next one's input
     with _beside(x) as beside:
-        for step in steps:
-            _run([step.forward], x)
+        for drop, step in zip(dropped, steps, strict=True):
+            _run([step.forward] if drop is None else [drop, step.forward], x)
             beside(step.update)  # waits for this forward; the next forward does not wait for it
     return totals, losses

@@ -1,4 +1,4 @@
-"""The optimizers' formulas on values in registers: torch.optim's, applied where the gradient is complete."""
+"""The optimizers' formulas on values in registers (optim.py), applied where the gradient is complete."""
 
 import triton
 import triton.language as tl
@@ -50,7 +50,7 @@ def finish(
     mask,
     numbers,  # of step_numbers
     EPILOGUE: tl.constexpr,
-    VECTOR: tl.constexpr,
+    BIAS: tl.constexpr,
 ):
     """One step of the optimizer on these elements, in place; or the gradient stored."""
     param += start
@@ -67,7 +67,7 @@ def finish(
         if slot1 is not None:
             slot1 += start
             old1 = tl.load(slot1 + at, mask=mask, other=0.0)
-        if VECTOR:  # a short vector's elements are held by several threads, of which one writes
+        if BIAS:  # a short vector's elements are held by several threads, of which one writes
             tl.debug_barrier()
         if EPILOGUE == "sgd":  # momentum, dampening, weight_decay, nesterov
             grad += h3 * value
@@ -76,6 +76,12 @@ def finish(
                 tl.store(slot0 + at, new0, mask=mask)
                 grad = tl.where(h4 > 0.0, grad + h1 * new0, new0)
             value -= rate * grad
+        elif EPILOGUE == "hinton_sgd":  # momentum, weight_decay, which is not the bias's
+            new0 = h1 * old0 + (1.0 - h1) * grad
+            tl.store(slot0 + at, new0, mask=mask)
+            if not BIAS:
+                value *= 1.0 - rate * h2
+            value -= rate * new0
         else:  # beta1, beta2, eps, weight_decay
             tl.static_assert(EPILOGUE == "adam" or EPILOGUE == "adamw")
             if EPILOGUE == "adamw":

@@ -27,6 +27,7 @@ from .tiles import (
 )
 
 REDUCE_BLOCK = 1024  # elements of the weight that a program of the reduce kernel takes
+DROPOUT_ROWS = 4  # rows that a program of the dropout kernel takes
 NORM_ROWS = 16  # rows that a program of the sqnorm kernel takes
 ROWS_BLOCK = 256  # rows that a program of the goodness kernel takes
 PAD = 16  # row strides of matrices that the package owns are multiples of it, in elements
@@ -50,6 +51,7 @@ class Layer:
     slots: int = 2  # tensors like the weight in the optimizer's state
     sqnorm_parts: int = 0  # vectors that add up to the squared norms of x's rows; 0: the forward computes them
     peer: bool = False  # whether a rank-1 term is added to dz
+    dropout: bool = False  # of the layer's input, in a network
     candidates: int = 0  # rows of y that share a row of x, which differ in their label; 0: no labels
     num_classes: int = 0
     x_unit: int = 0  # see `unit`
@@ -282,6 +284,15 @@ def sqnorm(layer: Layer) -> Launch:
     )  # fmt: skip
 
 
+def dropout(rows: int, depth: int, item: int) -> Launch:
+    """dropout_kernel: a layer's dropped inputs and their squared norms."""
+    size = rows * depth * item
+    return Launch(
+        "dropout_kernel", (ceil_div(rows, DROPOUT_ROWS),), 4, 1, {"ROWS": DROPOUT_ROWS, "COLS": 256}, bytes_read=size,
+        bytes_written=size + 4 * rows, bytes_requested=size, resident=8,
+    )  # fmt: skip
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The ops
 
@@ -303,8 +314,11 @@ def network(layers: Sequence[Layer], device: Device) -> tuple[Launch, ...]:
     pending: tuple[Launch, ...] = ()
     parts = 0
     for i, layer in enumerate(layers):
+        if layer.dropout:
+            stages.append([dropout(layer.rows, layer.depth, layer.item), *pending])
+            pending = ()
         if i:
-            layer = replace(layer, sqnorm_parts=parts)
+            layer = replace(layer, sqnorm_parts=1 if layer.dropout else parts)
         first = forward(layer, device, wants_p=layer.activation != "relu")
         parts = first.tiles_of(layer.cols)
         stages.append([first, *pending])

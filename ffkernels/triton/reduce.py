@@ -60,7 +60,7 @@ def reduce_kernel(
         start = (pid - blocks) * BLOCK
         mask = start + at < N
         grad = add_parts(bias_parts + start, splits, N, at, mask)
-        finish(grad, bias, bias_slot0, bias_slot1, start, at, mask, numbers, EPILOGUE, False)
+        finish(grad, bias, bias_slot0, bias_slot1, start, at, mask, numbers, EPILOGUE, True)
     if loss_out is not None and pid == 0:
         loss = 0.0
         for i in range(splits):

@@ -8,6 +8,7 @@ import triton.language as tl
 
 from .common import load_tile, logistic, multiply, row_scale, sum_parts, tile_place
 from .optimizers import finish, step_numbers
+from .peer import column_term, write_mean
 
 
 @triton.jit
@@ -29,21 +30,23 @@ def row_factors(
     PARTS: tl.constexpr,
     Q_PARTS: tl.constexpr,
 ):
-    """Of each row: c (without the 1 / (E M) of the logistic loss), r, G and the loss. 0 beyond the last row."""
+    """Of each row: c (without the 1 / (E M) of the logistic loss), r, G, the loss, s > 0. 0 beyond the last row."""
     inside = rows < M
     if coef is not None:
         c = tl.load(coef + rows, mask=inside, other=0.0)
         total = c
         loss = c
+        positive = inside
     else:
         total = sum_parts(goodness, parts, M, rows, inside, PARTS)
         s = tl.where(rows < M // 2, 1.0, -1.0)
         if sign is not None:
             s = tl.load(sign + rows, mask=inside, other=0.0)
         loss, slope = logistic(total, s, inv_divisor, threshold, temperature)
+        positive = inside & (s > 0.0)
         c = tl.where(inside, -s * slope, 0.0)
         loss = tl.where(inside, loss, 0.0)
-    return c, row_scales(sqnorm, rows, inside, M, q_parts, eps, inv_width, NORMALIZE, Q_PARTS), total, loss
+    return c, row_scales(sqnorm, rows, inside, M, q_parts, eps, inv_width, NORMALIZE, Q_PARTS), total, loss, positive
 
 
 @triton.jit
@@ -128,6 +131,10 @@ def update_kernel(
     sqnorm,  # (q_parts, M), or None without normalisation
     row_term,  # (M,), or None
     col_term,  # (N,), or None
+    peer_mean,  # (N,), in place, or None: peer normalisation instead of the last two; see peer.py
+    peer_before,  # (N,), or None
+    peer_sums,  # (peer_tiles, N), or None
+    peer_counts,  # (peer_tiles,), or None
     weight,  # (N, K), in place; or the gradient (splits, N, K), written
     bias,  # (N,), in place; or the gradient (splits, N), written; or None
     slot0,  # (N, K), in place
@@ -153,6 +160,9 @@ def update_kernel(
     temperature,
     coef_scale,  # of c: 2, or 2 / (E M)
     loss_scale,  # of the sum of losses
+    peer_strength,
+    peer_scale,  # a of positive rows: 2 / (E M)
+    peer_tiles,
     rate,
     h1,
     h2,
@@ -187,13 +197,15 @@ def update_kernel(
     if HALF:  # c r y in fp16 needs a scale: the largest |c r| becomes 1
         peak = tl.zeros((BLOCK_K,), tl.float32)
         for start in range(begin, end, BLOCK_K):
-            c, r, _, _ = row_factors(
+            c, r, _, _, positive = row_factors(
                 coef, sign, goodness, sqnorm, start + m, M, parts, q_parts, eps, inv_width, inv_divisor, threshold,
                 temperature, NORMALIZE, PARTS, Q_PARTS,
             )  # fmt: skip
             peak = peak_of(peak, c * coef_scale, r)
             if row_term is not None:
                 peak = peak_of(peak, tl.load(row_term + start + m, mask=start + m < end, other=0.0), r)
+            if peer_mean is not None:
+                peak = peak_of(peak, tl.where(positive, peer_scale, 0.0), r)
         largest = tl.max(peak, 0)
         largest = tl.where(largest > 0.0, largest, 1.0)
     scale = 1.0 / largest
@@ -201,6 +213,8 @@ def update_kernel(
     d = tl.zeros((BLOCK_M,), tl.float32)
     if col_term is not None:
         d = tl.load(col_term + row + n, mask=in_n, other=0.0)
+    if peer_mean is not None:
+        d = column_term(peer_before, peer_strength, row, N, BLOCK_M)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     sum_dz = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
     acc_loss = tl.zeros((BLOCK_K,), tl.float32)
@@ -208,13 +222,15 @@ def update_kernel(
         a = load_tile(y, start, row, end, N, y_stride, BLOCK_K, BLOCK_M, Y_UNIT)
         b = load_tile(x, start, col, end, K, x_stride, BLOCK_K, BLOCK_N, X_UNIT)
         rows = start + m
-        c, r, total, loss = row_factors(
+        c, r, total, loss, positive = row_factors(
             coef, sign, goodness, sqnorm, rows, M, parts, q_parts, eps, inv_width, inv_divisor, threshold, temperature,
             NORMALIZE, PARTS, Q_PARTS,
         )  # fmt: skip
         dz = a.T.to(tl.float32) * (c * coef_scale)[None, :]
         if row_term is not None:
             dz += d[:, None] * tl.load(row_term + rows, mask=rows < end, other=0.0)[None, :]
+        if peer_mean is not None:
+            dz += d[:, None] * tl.where(positive, peer_scale, 0.0)[None, :]
         sum_dz += dz  # added across the rows at the end: no barrier in the loop
         acc = multiply((dz * (r * scale)[None, :]).to(a.dtype), b, acc, MODE)
         if loss_out is not None and pid == 0:
@@ -228,5 +244,7 @@ def update_kernel(
     write_gradient(acc, row, col, 0, K, weight, slot0, slot1, N, K, numbers, EPILOGUE, W_UNIT, BLOCK_M, BLOCK_N, PIECES)
     if bias is not None and tile_n == 0:
         finish(tl.sum(sum_dz, 1), bias, bias_slot0, bias_slot1, split * N + row, n, in_n, numbers, EPILOGUE, True)
+    if peer_mean is not None and (tile_n == 0 and split == 0):
+        write_mean(peer_before, peer_sums, peer_counts, peer_mean, peer_tiles, row, N, BLOCK_M)
     if loss_out is not None and pid == 0:
         tl.store(loss_out + split, tl.sum(acc_loss, 0) * loss_scale)
