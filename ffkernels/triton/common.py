@@ -36,7 +36,7 @@ def load_tile(
     else:
         r, c = tl.arange(0, ROWS), tl.arange(0, COLS)
         stride, width = tl.multiple_of(stride, UNIT), tl.multiple_of(width, UNIT)
-        place = source + row.to(tl.int64) * stride + col + r[:, None] * stride + c[None, :]
+        place = source + tl.cast(row, tl.int64) * stride + col + r[:, None] * stride + c[None, :]
         tile = tl.load(place, mask=(row + r < height)[:, None] & (col + c < width)[None, :], other=0.0)
     return tile
 
@@ -50,7 +50,7 @@ def load_again(source, row, col, low, height, width, stride, ROWS: tl.constexpr,
     found it; tests/test_triton_kernels.py shows it). The cache modifier keeps the two loads from being made one again.
     """
     r, c = tl.arange(0, ROWS), tl.arange(0, COLS)
-    place = source + row.to(tl.int64) * stride + col + r[:, None] * stride + c[None, :]
+    place = source + tl.cast(row, tl.int64) * stride + col + r[:, None] * stride + c[None, :]
     mask = (row + r < height)[:, None] & ((col + c < width) & (col + c >= low))[None, :]
     return tl.load(place, mask=mask, other=0.0, cache_modifier=".ca")
 

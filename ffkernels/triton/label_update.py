@@ -83,7 +83,7 @@ def label_update_kernel(
     tiles_m = tl.cdiv(N, BLOCK_M)
     tiles = tiles_m * tl.cdiv(K, BLOCK_N)
     narrow = pid - tiles  # from 0 on for the programs of the label columns
-    tile_m, tile_n = tile_place(pid, tiles_m, tl.cdiv(K, BLOCK_N), GROUP)
+    tile_m, tile_n = tile_place(tl.minimum(pid, tiles - 1), tiles_m, tl.cdiv(K, BLOCK_N), GROUP)
     if narrow >= 0:
         tile_m = narrow % tiles_m
     row = tile_m * BLOCK_M
