@@ -20,6 +20,7 @@ from .ops import (
     ff_update_,
 )
 from .optim import SGD, Adam, AdamW, HintonSGD, Optimizer
+from .recurrent import RecurrentFFNet
 from .schedule import Schedule
 from .training import EarlyStopping, error_percent
 
@@ -49,6 +50,7 @@ __all__ = [
     "SymBa",
     "UniformLabels",
     "WeightAverage",
+    "RecurrentFFNet",
     "current_backend",
     "error_percent",
     "explain",

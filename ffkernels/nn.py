@@ -275,11 +275,7 @@ class FFNet(nn.Module):
         for i, layer in enumerate(members):
             if not isinstance(layer, FFLinear):
                 raise TypeError(f"layers[{i}] must be an FFLinear, got {type(layer).__name__}")
-            if i and layer.in_features != members[i - 1].out_features:
-                raise ValueError(
-                    f"layers[{i}] must take in_features = {members[i - 1].out_features}, the width of the layer before "
-                    f"it, got {layer.in_features}"
-                )
+        self._check_widths(members, num_classes)
         if num_classes is not None:
             checks.count("num_classes", num_classes, 2, members[0].in_features, "labels are written over the input")
         checks.number("label_strength", label_strength)
@@ -292,6 +288,14 @@ class FFNet(nn.Module):
         self._check_predict(predict_by, predict_layers, candidates)
         self.predict_by, self.candidates = predict_by, candidates
         self.predict_layers = None if predict_layers is None else tuple(predict_layers)
+
+    def _check_widths(self, members: list[FFLinear], num_classes: int | None) -> None:
+        for i, (layer, before) in enumerate(zip(members[1:], members[:-1], strict=True), 1):
+            if layer.in_features != before.out_features:
+                raise ValueError(
+                    f"layers[{i}] must take in_features = {before.out_features}, the width of the layer before it, got "
+                    f"{layer.in_features}"
+                )
 
     @classmethod
     def from_sizes(
