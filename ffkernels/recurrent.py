@@ -11,6 +11,7 @@ from torch import Tensor
 from . import checks, ops
 from .loss import logistic_loss
 from .nn import FFLinear, FFNet, NetStep, signs
+from .peer import new_mean, terms
 
 EPS = 1e-4  # beside the root mean square of a layer's activity
 
@@ -19,6 +20,7 @@ class _Iteration(NamedTuple):
     """What happened in one iteration, for each layer."""
 
     inputs: list[Tensor]  # (M, K_l)
+    y: list[Tensor]  # (M, N_l)
     p: list[Tensor]  # (M, N_l): y act'(z), as ff_update_ takes it
     totals: list[Tensor]  # (M,): G
 
@@ -57,6 +59,8 @@ class RecurrentFFNet(FFNet):
     ) -> None:
         checks.count("num_classes", num_classes, 2, 2**31, "the label stands above the last layer")
         super().__init__(layers, num_classes=num_classes, label_strength=label_strength)
+        if any(layer.dropout for layer in self.stack):
+            raise ValueError("dropout must be 0 in the layers of a RecurrentFFNet")
         check_dynamics(damping, learned, judged)
         self.damping, self.learned, self.judged = float(damping), tuple(learned), tuple(judged)
 
@@ -155,12 +159,12 @@ class RecurrentFFNet(FFNet):
         label.scatter_(1, labels.flatten()[:, None].long(), self.label_strength)
         for _ in range(iterations):
             shown = [image, *map(_unit, states), label]  # every layer reads its two neighbours
-            now = _Iteration([], [], [])
+            now = _Iteration([], [], [], [])
             for i, layer in enumerate(self.stack):
                 own = torch.cat([shown[i], shown[i + 2]], 1)
                 y, total, p = ops.ff_forward(own, layer.weight, layer.bias, return_p=True, **layer.forward_options())
                 states[i] = self.damping * states[i] + (1 - self.damping) * y
-                for kept, value in zip(now, (own, p, total), strict=True):
+                for kept, value in zip(now, (own, y, p, total), strict=True):
                     kept.append(value)
             yield now
 
@@ -198,7 +202,7 @@ class RecurrentFFNet(FFNet):
 
     # -- training
 
-    def step(self, x_pos: Tensor, x_neg: Tensor) -> NetStep:
+    def step(self, x_pos: Tensor, x_neg: Tensor, *, dropout_seed: Tensor | None = None) -> NetStep:
         raise TypeError("RecurrentFFNet has its label above the last layer, not in its input: call label_step")
 
     def label_step(
@@ -206,6 +210,8 @@ class RecurrentFFNet(FFNet):
         x: Tensor,  # (B, K) or (B, C, H, W)
         labels_pos: Tensor,  # (B,)
         labels_neg: Tensor,  # (B,)
+        *,
+        dropout_seed: Tensor | None = None,
     ) -> NetStep:
         """A step of every layer on x under its true labels (positive) and under wrong ones (negative).
 
@@ -224,10 +230,13 @@ class RecurrentFFNet(FFNet):
             loss, coef = logistic_loss(
                 total, sign, divisor=layer.divisor, threshold=layer.threshold, temperature=layer.temperature
             )
-            ops.ff_update_(
-                torch.cat([now.inputs[i] for now in kept]), torch.cat([now.p[i] for now in kept]), coef, layer.weight,
-                layer.bias, layer.state, layer.optimizer, **layer.forward_options(),
-            )  # fmt: skip
+            p, options, mean = torch.cat([now.p[i] for now in kept]), layer.forward_options(), layer.peer_mean
+            if mean is not None:
+                options["row_term"], options["col_term"] = terms(sign, mean, layer.peer, layer.divisor)
+            inputs = torch.cat([now.inputs[i] for now in kept])
+            ops.ff_update_(inputs, p, coef, layer.weight, layer.bias, layer.state, layer.optimizer, **options)
+            if mean is not None:
+                mean.copy_(new_mean(mean, torch.cat([now.y[i] for now in kept]), sign))
             losses.append(loss)
             means.append(total.view(len(kept), -1).mean(0))
         g = self._g(means)

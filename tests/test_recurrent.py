@@ -31,26 +31,28 @@ def answer(layer, below, above):
     x = torch.cat([below, above], 1)
     r = 1 / (x.square().mean(1, keepdim=True).sqrt() + layer.eps)
     z = r * x @ layer.weight.T + layer.bias
-    return torch.relu(z) if layer.activation == "relu" else torch.tanh(z)
+    return z, torch.relu(z) if layer.activation == "relu" else torch.tanh(z)
 
 
 def by_hand(net, x, labels, iterations):
-    """The responses of every layer in every iteration, with gradients to each layer's own parameters only."""
+    """z and y of every layer in every iteration, with gradients to each layer's own parameters only."""
     image, top = unit(x), 1.5 * F.one_hot(labels, CLASSES).to(x.dtype)
     widths = [layer.out_features for layer in net.layers]
     states = []
     for i, layer in enumerate(net.layers):
         above = widths[i + 1] if i + 1 < len(widths) else CLASSES
         below = unit(states[-1]) if states else image
-        states.append(answer(layer, below, torch.zeros(len(x), above, dtype=x.dtype)).detach())
-    responses = []
+        states.append(answer(layer, below, torch.zeros(len(x), above, dtype=x.dtype))[1].detach())
+    entered, responses = [], []
     for _ in range(iterations):
         shown = [image, *map(unit, states), top]
-        responses.append([answer(layer, shown[i], shown[i + 2]) for i, layer in enumerate(net.layers)])
+        answers = [answer(layer, shown[i], shown[i + 2]) for i, layer in enumerate(net.layers)]
+        entered.append([z for z, _ in answers])
+        responses.append([y for _, y in answers])
         states = [
             net.damping * old + (1 - net.damping) * y.detach() for old, y in zip(states, responses[-1], strict=True)
         ]
-    return responses
+    return entered, responses
 
 
 @pytest.mark.parametrize("sizes", [(12, 7), (12, 7, 5), (12, 4, 5, 6)])
@@ -59,7 +61,7 @@ def test_goodness_is_the_mean_over_the_judged_iterations(sizes):
     found = net.label_goodness(x)
     assert found.shape == (len(sizes) - 1, 6, CLASSES)
     for label in range(CLASSES):
-        responses = by_hand(net, x, torch.full((6,), label), 4)
+        _, responses = by_hand(net, x, torch.full((6,), label), 4)
         expected = torch.stack([(responses[1][i] ** 2 + responses[3][i] ** 2).sum(1) / 2 for i in range(len(net))])
         torch.testing.assert_close(found[:, :, label], expected)
     labels = torch.tensor([[2, 0]]).expand(6, -1)
@@ -74,7 +76,7 @@ def test_goodness_is_the_mean_over_the_judged_iterations(sizes):
 @pytest.mark.parametrize("sizes", [(12, 7), (12, 7, 5), (12, 4, 5, 6)])
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
 def test_a_step_is_autograd_through_each_answer_alone(sizes, activation):
-    options = {"optimizer": ff.SGD(lr=0.1, momentum=0.9), "learned": (1, 3, 4), "activation": activation}
+    options = {"optimizer": ff.SGD(lr=0.1, momentum=0.9), "learned": (1, 3, 4), "activation": activation, "peer": 0.2}
     ours, theirs, start = (make(sizes, **options) for _ in range(3))
     for parameter in theirs.parameters():
         parameter.requires_grad_(True)
@@ -83,14 +85,18 @@ def test_a_step_is_autograd_through_each_answer_alone(sizes, activation):
     wrong, rows = (labels + 1) % CLASSES, x.repeat(2, 1)
     sign = torch.ones(12).double()
     sign[6:] = -1
+    means = [torch.full((width,), 0.5).double() for width in sizes[1:]]
     for _ in range(2):
         found = ours.label_step(x, labels, wrong)
-        responses = by_hand(theirs, rows, torch.cat([labels, wrong]), 4)
-        learned = [responses[0], *responses[2:]]
+        entered, learned = ([each[0], *each[2:]] for each in by_hand(theirs, rows, torch.cat([labels, wrong]), 4))
         g = torch.stack([torch.stack([y.square().sum(1) for y in at]) for at in learned])  # (3, L, 12)
         losses = (2.0 * F.softplus(-sign * (g - 4.0) / 2.0)).mean((0, 2))
         optimizer.zero_grad()
-        losses.sum().backward()
+        # peer normalisation as a loss of its own: on the positive rows, and on what enters the activation
+        drawn = [(0.2 * (m - m.mean()) * at[i][:6]).sum() for i, m in enumerate(means) for at in entered]
+        (losses.sum() + sum(drawn) * 2 / (3 * 12)).backward()
+        columns = [torch.stack([at[i][:6].detach() for at in learned]).mean((0, 1)) for i in range(len(means))]
+        means = [0.9 * m + 0.1 * column for m, column in zip(means, columns, strict=True)]
         optimizer.step()
         torch.testing.assert_close(found.loss, losses.detach())
         torch.testing.assert_close(found.goodness_pos, g.detach().mean(0)[:, :6])
