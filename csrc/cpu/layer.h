@@ -79,6 +79,7 @@ class Layer {
       Core::kBytes / static_cast<int64_t>(sizeof(Element));  // Elements a packed value takes
   static constexpr int64_t kStrip = round_up(kStripRows, Core::kRows);
   static constexpr int64_t kPart = round_up(kPartCols, Core::kCols);
+  static constexpr int64_t kGradientChunk = Core::kChunk / kStrip * kStrip;  // no strip lies in two
 
   // -- shape of the work
 
@@ -209,6 +210,29 @@ class Layer {
 
   // -- pack
 
+  // Packed operands lie chunk of depth by chunk of depth, and within a chunk panel by panel: what a core works on at a
+  // time is one piece of memory. Panels of the whole depth would lie at multiples of some power of two and compete for
+  // the same few sets of the cache. Offset of depth k in the panel that begins at `first` of `width` rows or columns:
+  static int64_t packed_at(int64_t first, int64_t k, int64_t width, int64_t tile, int64_t chunk, int64_t depth) {
+    const int64_t begin = k / chunk * chunk;
+    return (begin * width + first * smaller(chunk, depth - begin) + (k - begin) * tile) * kUnit;
+  }
+  // x of a strip of rows, and W's columns: the forward pass's operands
+  int64_t strip_at(int64_t row, int64_t k) const {
+    const int64_t strip = row / kStrip * kStrip;
+    return strip * depth_ * kUnit + packed_at(row - strip, k, kStrip, Core::kRows, Core::kChunk, depth_);
+  }
+  int64_t weight_at(int64_t col, int64_t k) const {
+    return packed_at(col, k, col_block_, Core::kCols, Core::kChunk, depth_);
+  }
+  // dz of a block of columns, and x's columns: the gradient's operands, along the rows
+  int64_t dz_at(int64_t col, int64_t row) const {
+    return packed_at(col, row, grad_block_, Core::kRows, kGradientChunk, grad_rows_);
+  }
+  int64_t x_at(int64_t k, int64_t row) const {
+    return packed_at(k, row, round_up(job_.depth, Core::kCols), Core::kCols, kGradientChunk, grad_rows_);
+  }
+
   static float rounded(float value) {  // to T
     T narrow;
     set(&narrow, value);
@@ -258,15 +282,16 @@ class Layer {
       scale_[row + i] = job_.normalize == Normalize::none ? 1.f : 1.f / (__builtin_sqrtf(q / divisor) + job_.eps);
     }
     if (job_.forward) {
-      for (int64_t i = 0; i < count; i += Core::kRows) {
-        Core::pack_a_rows(x + i * stride, stride, smaller(Core::kRows, count - i), depth,
-                          packed_x_ + (row + i) * depth_ * kUnit);
+      for (int64_t k = 0; k < depth; k += Core::kChunk) {
+        for (int64_t i = 0; i < count; i += Core::kRows) {
+          Core::pack_a_rows(x + i * stride + k, stride, smaller(Core::kRows, count - i),
+                            smaller(Core::kChunk, depth - k), packed_x_ + strip_at(row + i, k));
+        }
       }
     }
     if (job_.gradient) {
       for (int64_t k = 0; k < depth; k += Core::kCols) {
-        Core::pack_b_cols(x + k, stride, smaller(Core::kCols, depth - k), count,
-                          packed_xt_ + (k * grad_rows_ + row * Core::kCols) * kUnit);
+        Core::pack_b_cols(x + k, stride, smaller(Core::kCols, depth - k), count, packed_xt_ + x_at(k, row));
       }
     }
   }
@@ -283,7 +308,9 @@ class Layer {
     if (used <= 0) return;
     int64_t stride;
     const float* rows = as_floats(job_.weight, first, used, job_.depth, space, &stride);
-    Core::pack_b_rows(rows, stride, used, job_.depth, part.packed + at * depth_ * kUnit);
+    for (int64_t k = 0; k < job_.depth; k += Core::kChunk) {
+      Core::pack_b_rows(rows + k, stride, used, smaller(Core::kChunk, job_.depth - k), part.packed + weight_at(at, k));
+    }
     const T* bias = static_cast<const T*>(job_.bias);
     for (int64_t n = 0; n < used; ++n) part.bias[at + n] = bias ? get(bias[(first + n) * job_.bias_stride]) : 0.f;
     const T* weight = static_cast<const T*>(job_.weight.data) + first * job_.weight.row_stride;
@@ -388,9 +415,8 @@ class Layer {
       const int64_t chunk = smaller(Core::kChunk, depth_ - k);
       for (int64_t n = 0; n < cols; n += Core::kCols) {
         for (int64_t i = 0; i < count; i += Core::kRows) {
-          Core::multiply(chunk, packed_x_ + ((row + i) * depth_ + k * Core::kRows) * kUnit,
-                         part.packed + (n * depth_ + k * Core::kCols) * kUnit, product + i * col_block_ + n, col_block_,
-                         k > 0, &ahead);
+          Core::multiply(chunk, packed_x_ + strip_at(row + i, k), part.packed + weight_at(n, k),
+                         product + i * col_block_ + n, col_block_, k > 0, &ahead);
         }
       }
     }
@@ -576,22 +602,22 @@ class Layer {
       if (job_.positive_sum) add_positive(row, count, first, cols, own);
       for (int64_t n = 0; n < cols; n += Core::kRows) {
         Core::pack_a_cols(own.scaled + n, grad_block_, smaller(Core::kRows, cols - n), count,
-                          own.gradient + (n * grad_rows_ + row * Core::kRows) * kUnit);
+                          own.gradient + dz_at(n, row));
       }
     }
     const int64_t rows = round_up(rows_, Core::kDepthUnit);
     for (int64_t k0 = 0; k0 < job_.depth; k0 += grad_depth_) {
       const int64_t depth = smaller(grad_depth_, job_.depth - k0);
       if (rows == 0) start_gradient(first, cols, k0, depth, own.grad);
-      for (int64_t m = 0; m < rows; m += Core::kChunk) {
-        const int64_t chunk = smaller(Core::kChunk, rows - m);
+      for (int64_t m = 0; m < rows; m += kGradientChunk) {
+        const int64_t chunk = smaller(kGradientChunk, rows - m);
         for (int64_t k = 0; k < depth; k += Core::kCols) {
-          const Element* panel = packed_xt_ + ((k0 + k) * grad_rows_ + m * Core::kCols) * kUnit;
-          Ahead ahead(panel + Core::kCols * grad_rows_ * kUnit, Core::kCols * chunk * Core::kBytes,
+          const Element* panel = packed_xt_ + x_at(k0 + k, m);
+          Ahead ahead(panel + Core::kCols * chunk * kUnit, Core::kCols * chunk * Core::kBytes,
                       ceil_div(cols, Core::kRows) * ceil_div(chunk, kFetchDepth));  // the next panel
           for (int64_t n = 0; n < cols; n += Core::kRows) {
-            Core::multiply(chunk, own.gradient + (n * grad_rows_ + m * Core::kRows) * kUnit, panel,
-                           own.grad + n * grad_depth_ + k, grad_depth_, m > 0, &ahead);
+            Core::multiply(chunk, own.gradient + dz_at(n, m), panel, own.grad + n * grad_depth_ + k, grad_depth_, m > 0,
+                           &ahead);
           }
         }
       }
@@ -654,8 +680,8 @@ class Layer {
   float* losses_ = nullptr;       // (rows * candidates,)
   float* parts_ = nullptr;        // (block_rows * candidates, col_parts): shares of the goodness
   float* p_ = nullptr;            // (block_rows * candidates, cols): y act'(z)
-  Element* packed_x_ = nullptr;   // (block_rows, depth): A panels
-  Element* packed_xt_ = nullptr;  // (depth, grad_rows): B panels
+  Element* packed_x_ = nullptr;   // (block_rows, depth): A panels, see strip_at
+  Element* packed_xt_ = nullptr;  // (depth, grad_rows): B panels, see x_at
   float* grad_bias_ = nullptr;    // (grad_blocks * grad_block,)
   float* grad_labels_ = nullptr;  // (num_classes, grad_blocks * grad_block)
   float* grad_total_ = nullptr;   // (cols, depth): dW of the blocks of rows before
