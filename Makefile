@@ -3,6 +3,8 @@ PYTHON ?= python3
 ARGS ?=
 
 RUN := .venv/bin/python
+# a test process a core; neighbouring tests stay together, since they share what is compiled or computed once
+PARALLEL := -n auto --dist worksteal
 CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 export PIP_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -25,10 +27,10 @@ train: .venv/built
 	$(RUN) -m ffkernels train $(ARGS)
 
 test: .venv/built
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -m pytest $(PARALLEL) $(ARGS)
 
 quick: .venv/built
-	$(RUN) -m pytest -m 'not slow' $(ARGS)
+	$(RUN) -m pytest $(PARALLEL) -m 'not slow' $(ARGS)
 
 gpu: .venv/installed
 	@$(RUN) -m ffkernels.benchmark.gpu

@@ -26,7 +26,8 @@ hypothesis.settings.load_profile("ffkernels")
 
 
 def pytest_configure(config):
-    torch.set_num_threads(min(4, os.cpu_count() or 1))
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))  # they share the cores
+    torch.set_num_threads(max(1, min(4, (os.cpu_count() or 1) // workers)))
 
 
 def pytest_collection_modifyitems(items):
