@@ -1,6 +1,7 @@
 // A tile of a layer's forward pass: y = act(r x W^T + b) for (64, 64) of (M, N), and its share of the goodness.
 #pragma once
 
+#include "cuda/dropout.cuh"
 #include "cuda/rows.cuh"
 
 namespace ffkernels::cuda {
@@ -29,7 +30,7 @@ __device__ inline void forward_tile(const Params& params, int index, int item, u
   const Layer& layer = params.layer[index];
   const int col_tiles = tiles(layer.cols), row_tile = item / col_tiles, col_tile = item % col_tiles;
   const int first_row = row_tile * kTile, first_col = col_tile * kTile;
-  const int candidates = candidates_of(params, index), rows = params.rows / candidates;
+  const int candidates = candidates_of(params, index), rows = params.rows / candidates, row_tiles = tiles(rows);
   const bool with_labels = labelled(params, index);
   const bool sums_squares = layer.normalize != Normalize::none && !layer.x_sqnorm.data;
 
@@ -89,6 +90,9 @@ __device__ inline void forward_tile(const Params& params, int index, int item, u
       if (j < count) bias[j] = to_float(static_cast<const T*>(layer.bias)[(col + j) * layer.bias_stride]);
     }
   }
+  const bool drops = drops_output(params, index);
+  const Dropout dropout = drops ? begin_dropout(params, params.layer[index + 1]) : Dropout{};
+  float column_sums[4] = {};  // of positive rows, for peer normalisation
 #pragma unroll 1
   for (int row = threadIdx.x / 16; row < kTile; row += kEpilogueRows) {
     const int b = first_row + row;
@@ -97,34 +101,60 @@ __device__ inline void forward_tile(const Params& params, int index, int item, u
 #pragma unroll 1
     for (int candidate = 0; candidate < candidates; ++candidate) {
       const int m = candidates > 1 ? result_row(params.labels, rows, b, candidate) : b;
-      float z[4] = {four_sums.x, four_sums.y, four_sums.z, four_sums.w}, p[4], share = 0.f;
+      float y[4], p[4], share = 0.f, dropped_share = 0.f;
+      spread(y, four_sums);
       if (with_labels && b < rows) {
         const T* column =
             static_cast<const T*>(layer.weight.data) + label_of(params.labels, b, candidate) * layer.weight.col_stride;
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
           if (j < count) {
-            z[j] = fmaf(params.labels.strength, to_float(column[(col + j) * layer.weight.row_stride]), z[j]);
+            y[j] = fmaf(params.labels.strength, to_float(column[(col + j) * layer.weight.row_stride]), y[j]);
           }
         }
       }
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        const Activated act = activate(layer.activation, fmaf(r, z[j], bias[j]));
-        z[j] = act.y;
+        const Activated act = activate(layer.activation, fmaf(r, y[j], bias[j]));
+        y[j] = act.y;
         p[j] = act.y * act.slope;
         if (j < count) share = fmaf(act.y, act.y, share);
       }
       if (b < rows) {
         const int64_t to = m * layer.y_stride + col;
-        store_four(static_cast<T*>(layer.y) + to, z, count, whole);
+        store_four(static_cast<T*>(layer.y) + to, y, count, whole);
         if (layer.p) store_four(static_cast<T*>(layer.p) + to, p, count, whole);
+        if (layer.peer_mean && positive_row(layer, m, candidate)) {
+#pragma unroll
+          for (int j = 0; j < 4; ++j) column_sums[j] += y[j];
+        }
+        if (drops) dropped_share = drop_four<T>(dropout, params.layer[index + 1].x, m, col, y, count);
       }
       share = lanes_sum<16>(share);
-      if (four == 0 && b < rows) params.workspace.partial[static_cast<int64_t>(col_tile) * params.rows + m] = share;
+      if (drops) dropped_share = lanes_sum<16>(dropped_share);
+      if (four == 0 && b < rows) {
+        float* to = params.workspace.partial + static_cast<int64_t>(col_tile) * params.rows + m;
+        *to = share;
+        if (drops) to[static_cast<int64_t>(col_tiles) * params.rows] = dropped_share;
+      }
     }
   }
-  if (last_to_arrive(params.workspace.words + kRowWords + row_tile, col_tiles, flag)) {
+  if (layer.peer_mean) {
+    float* groups = scratch + kThreads / 32;  // (kEpilogueRows, kTile)
+#pragma unroll
+    for (int j = 0; j < 4; ++j) groups[threadIdx.x / 16 * kTile + 4 * four + j] = column_sums[j];
+    __syncthreads();
+    const int n = first_col + static_cast<int>(threadIdx.x);
+    if (threadIdx.x < kTile && n < layer.cols) {
+      float sum = 0.f;
+      for (int i = 0; i < kEpilogueRows; ++i) sum += groups[i * kTile + threadIdx.x];
+      peer_columns(params, index).sums[static_cast<int64_t>(row_tile) * layer.cols + n] = sum;
+    }
+    if (last_to_arrive(column_counters(params) + col_tile, row_tiles, flag)) {
+      finish_columns(params, index, col_tile, scratch);
+    }
+  }
+  if (last_to_arrive(row_counters(params) + row_tile, col_tiles, flag)) {
     finish_rows<math>(params, index, row_tile, scratch, flag);
   }
 }

@@ -132,7 +132,7 @@ struct Layer {
 
   // dropout of this layer's input (layer > 0): the forward of layer l - 1 writes `x` of this layer beside its own y,
   // and its squared norms to `x_sqnorm`: both buffers of the launch's own
-  float dropout;        // p; 0: none
+  double dropout;       // p; 0: none
   int32_t layer_index;  // in the network, for the random numbers
 };
 
@@ -167,12 +167,13 @@ FFKERNELS_EVERYWHERE constexpr int64_t update_items(int64_t cols, int64_t depth,
   return tiles(cols) * tiles(depth) * splits;
 }
 
-// words: the barrier, the blocks that left, the row tiles done, one word a layer for the range of fp16, a counter for
-// each row tile, a counter for each weight tile.
+// words: the barrier, the blocks that left, the row tiles done, one word a layer for the range of fp16; then counters
+// for row tiles, weight tiles, and column tiles, of which a layer has no more than weight tiles.
 constexpr int kBarrierWord = 0, kLeftWord = 1, kDoneWord = 2, kRangeWords = 4, kRowWords = kRangeWords + kMaxLayers;
 constexpr int64_t word_count(int64_t base_rows, int64_t most_weight_tiles) {  // tiles(cols) * tiles(depth)
-  return kRowWords + tiles(base_rows) + most_weight_tiles;
+  return kRowWords + tiles(base_rows) + 2 * most_weight_tiles;
 }
+// Of y, and with dropout of the next layer's x.
 constexpr int64_t partial_count(int64_t rows, int64_t widest) { return 2 * rows * tiles(widest); }
 constexpr int64_t loss_partial_count(int64_t base_rows) { return tiles(base_rows); }
 // For each parity of the layer's index kRowVectors vectors of M floats; then the computed x_sqnorm of the first layer.
@@ -180,7 +181,8 @@ constexpr int kRowVectors = 4;
 constexpr int64_t row_vector_count(int64_t rows) { return (2 * kRowVectors + 1) * rows; }
 // The sums of a split weight tile and of its bias; only layers with splits > 1 count.
 constexpr int64_t split_count(int64_t most_update_items) { return most_update_items * (kTile * kTile + kTile); }
-// Column sums of positive rows by row tile and the column terms, for each parity; 0 without peers.
-constexpr int64_t column_count(int64_t rows, int64_t widest) { return 2 * (tiles(rows) + 1) * widest; }
+// Peer normalisation: for each parity of the layer's index the column terms d and the new means; then the sums of y's
+// columns over the positive rows of each row tile. 0 without peers.
+FFKERNELS_EVERYWHERE constexpr int64_t column_count(int64_t rows, int64_t widest) { return (4 + tiles(rows)) * widest; }
 
 }  // namespace ffkernels::cuda

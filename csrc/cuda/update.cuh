@@ -57,7 +57,8 @@ __device__ inline void update_tile(const Params& params, int index, int item, un
   const bool with_bias =
       k0 == 0 && (layer.optimizer.kind == OptimizerKind::store ? layer.grad_bias : layer.bias) != nullptr;
   const float range = math == Math::fp16 ? range_factor(params, index) : 1.f;
-  const bool has_term = layer.row_term.data != nullptr;
+  const bool has_term = has_row_term(layer);
+  const Vector term_columns = layer.peer_mean ? Vector{peer_columns(params, index).term, 1} : layer.col_term;
   const float* vectors = row_vector(params, index, kScale);
 
   float sums[kSums] = {};
@@ -123,7 +124,7 @@ __device__ inline void update_tile(const Params& params, int index, int item, un
   float bias_gradient = 0.f;
   if (owns_bias) {
     bias_gradient = column_sum(bias_sums, threadIdx.x);
-    if (has_term) bias_gradient = fmaf(at(layer.col_term, n), a_sum, bias_gradient);
+    if (has_term) bias_gradient = fmaf(at(term_columns, n), a_sum, bias_gradient);
   }
 
   const int four = threadIdx.x % 16, col = k0 + 4 * four, count = min(max(layer.depth - col, 0), 4);
@@ -136,7 +137,7 @@ __device__ inline void update_tile(const Params& params, int index, int item, un
 #pragma unroll
     for (float& g : gradient) g *= inverse_range;
     if (has_term && n0 + row < layer.cols) {  // dz has a_m d_n, so dW has d_n sum_m a_m r_m x[m, k]
-      const float d = at(layer.col_term, n0 + row);
+      const float d = at(term_columns, n0 + row);
 #pragma unroll
       for (int j = 0; j < 4; ++j) gradient[j] = fmaf(d, column_sum(term_sums, 4 * four + j), gradient[j]);
     }
@@ -149,8 +150,7 @@ __device__ inline void update_tile(const Params& params, int index, int item, un
       store_four(own_split + row * kTile + 4 * four, gradient, 4, true);
     }
     if (owns_bias) own_split[kTile * kTile + threadIdx.x] = bias_gradient;
-    uint32_t* counters = params.workspace.words + kRowWords + tiles(params.rows / params.labels.candidates);
-    if (!last_to_arrive(counters + tile, splits, flag)) return;
+    if (!last_to_arrive(weight_counters(params) + tile, splits, flag)) return;
     if (owns_bias) {
       bias_gradient = 0.f;
       for (int s = 0; s < splits; ++s) bias_gradient += first_split[s * kSplitFloats + kTile * kTile + threadIdx.x];
@@ -181,6 +181,9 @@ __device__ inline void update_tile(const Params& params, int index, int item, un
     }
   }
   if (owns_bias) optimize_bias<T>(layer, step, n, bias_gradient);
+  if (layer.peer_mean && k0 == 0 && threadIdx.x < kTile && n < layer.cols) {
+    layer.peer_mean[n] = peer_columns(params, index).mean[n];
+  }
 }
 
 }  // namespace ffkernels::cuda

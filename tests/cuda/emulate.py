@@ -89,7 +89,7 @@ class Launch:
     def add(self, **layer):
         self.layers.append(layer)
 
-    def run(self, begin, end, *, grid=None, sms=4, seed=0, cooperative=None, arch="sm_80", text=None, poison=True):
+    def run(self, begin, end, *, grid=None, sms=4, seed=0, cooperative=None, arch="sm_80", text=None):
         values = dict(self.values)
         values |= {"layers": len(self.layers), "stage_begin": begin, "stage_end": end}
         widest = max(v["cols"] for v in self.layers)
@@ -100,18 +100,18 @@ class Launch:
         )
         base = tiles(self.base_rows)
         if self.words is None:
-            self.words = torch.zeros(ROW_WORDS + base + weight_tiles, dtype=torch.int32)
+            self.words = torch.zeros(ROW_WORDS + base + 2 * weight_tiles, dtype=torch.int32)
             sizes = {
                 "partial": 2 * self.rows * tiles(widest), "loss_partial": base,
                 "rows": (2 * layout.ROW_VECTORS + 1) * self.rows, "split": split * (TILE * TILE + TILE),
-                "columns": 2 * (tiles(self.rows) + 1) * widest,
+                "columns": (4 + tiles(self.rows)) * widest,
             }  # fmt: skip
-            self.scratch = {n: torch.full((max(size, 1),), math.nan) for n, size in sizes.items()}
+            self.scratch = {n: Out(torch.full((max(size, 1),), math.nan)) for n, size in sizes.items()}
         values["workspace.words"] = self.words
         for n, t in self.scratch.items():
-            values[f"workspace.{n}"] = Out(t) if poison else t
+            values[f"workspace.{n}"] = t
         for i, layer in enumerate(self.layers):
-            _flatten(values, f"layer[{i}]", {"splits": 1, "layer_index": i} | layer)
+            _flatten(values, f"layer[{i}]", {"splits": 1} | layer)
         items = [0] * (len(self.layers) + 1)
         for i, v in enumerate(self.layers):
             items[i] += base * tiles(v["cols"])
@@ -139,8 +139,6 @@ def _flatten(values, path, value):
 
 
 def _layer(x, weight, bias, given):
-    precision = given.get("precision")
-    del precision
     return {
         "cols": weight.shape[0], "depth": weight.shape[1], "x": matrix(x), "weight": matrix(weight),
         "bias": bias, "bias_stride": 1 if bias is None else bias.stride(0),
@@ -161,8 +159,9 @@ def _labels(launch, given, labels, separate, dtype):
         launch.values["labels.candidate_stride"] = labels[0].stride(1)
 
 
-def _padded(n):
-    return -(-n // 16) * 16
+def _padded(rows, width, dtype):
+    """A buffer between layers."""
+    return Out(torch.full((rows, -(-width // 16) * 16), math.nan, dtype=dtype)[:, :width])
 
 
 def run(op, given, *, multi_launch=False, splits=1, reports=None, **options):
@@ -178,7 +177,6 @@ def run(op, given, *, multi_launch=False, splits=1, reports=None, **options):
     records = given["layers"] if op == "ff_network_step_" else None
     first = vars(records[0]) if records else given
     launch = Launch(math_of(dtype, first.get("precision")), rows, base)
-    acc = {"dtype": torch.float32}
     if labels:
         _labels(launch, given, labels, True, dtype)
     elif op == "ff_label_forward":
@@ -190,10 +188,9 @@ def run(op, given, *, multi_launch=False, splits=1, reports=None, **options):
 
     def forward(layer, source, y, with_p):
         values = _layer(source, layer["weight"], layer["bias"], layer)
-        p = torch.empty_strided(y.shape, y.stride(), dtype=dtype) if with_p else None
-        goodness = torch.full((rows,), math.nan, **acc)
-        values |= {"forward": 1, "y": Out(y), "p": None if p is None else Out(p), "y_stride": y.stride(0),
-                   "goodness": Out(goodness)}  # fmt: skip
+        p = Out(torch.empty_strided(y.tensor.shape, y.tensor.stride(), dtype=dtype)) if with_p else None
+        goodness = Out(torch.full((rows,), math.nan))
+        values |= {"forward": 1, "y": y, "p": p, "y_stride": y.tensor.stride(0), "goodness": goodness}
         return values, p, goodness
 
     def loss(values, layer, sign):
@@ -214,18 +211,24 @@ def run(op, given, *, multi_launch=False, splits=1, reports=None, **options):
 
     if op == "ff_network_step_":
         sign, sqnorm = given.get("sign"), given.get("x_sqnorm")
+        if given.get("dropout_seed") is not None:
+            launch.values["dropout_seed"] = In(given["dropout_seed"])
         goodnesses, losses = [], []
-        for record in records:
+        for i, record in enumerate(records):
             layer = vars(record)
             width = record.weight.shape[0]
-            y = torch.full((rows, _padded(width)), math.nan, dtype=dtype)[:, :width]
+            y = _padded(rows, width, dtype)
+            if record.dropout:
+                x, sqnorm = _padded(rows, record.weight.shape[1], dtype), Out(torch.full((rows,), math.nan))
             values, p, goodness = forward(layer, x, y, curved(layer))
-            values["x_sqnorm"] = vector(sqnorm)
+            values |= {"x_sqnorm": vector(sqnorm), "dropout": record.dropout, "layer_index": i, "peer": record.peer}
+            if record.peer:
+                values["peer_mean"] = record.peer_mean
             losses.append(loss(values, layer, sign))
-            update(values, layer, Out(p) if p is not None else Out(y))
+            update(values, layer, y if p is None else p)
             launch.add(**values)
-            goodnesses.append(goodness)
-            x, sqnorm = Out(y), Out(goodness)
+            goodnesses.append(goodness.tensor)
+            x, sqnorm = y, goodness
         stages = len(records) + 1
     elif op in ("ff_grad", "ff_update_"):
         layer = given
@@ -243,21 +246,21 @@ def run(op, given, *, multi_launch=False, splits=1, reports=None, **options):
     else:
         layer = given
         step = op.endswith("step_")
-        y = torch.full((rows, layer["weight"].shape[0]), math.nan, dtype=dtype)
+        y = Out(torch.full((rows, layer["weight"].shape[0]), math.nan, dtype=dtype))
         values, p, goodness = forward(layer, x, y, curved(layer) or not step)
         values["x_sqnorm"] = vector(given.get("x_sqnorm"))
-        results |= {"y": y, "goodness": goodness}
+        results |= {"y": y.tensor, "goodness": goodness.tensor}
         if step:
             results["loss"] = loss(values, layer, given.get("sign"))
-            update(values, layer, Out(p) if p is not None else Out(y))
+            update(values, layer, y if p is None else p)
         else:
-            results["p"] = p
+            results["p"] = p.tensor
         launch.add(**values)
         stages = 2 if step else 1
     done = []
     if multi_launch:
         for stage in range(stages):
-            done.append(launch.run(stage, stage + 1, **options, poison=stage == 0))
+            done.append(launch.run(stage, stage + 1, **options))
     else:
         done.append(launch.run(0, stages, **options))
     if reports is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_float, c_int32, c_int64, c_uint64
+from ctypes import c_double, c_float, c_int32, c_int64, c_uint64
 
 import torch
 from ptx import In, Out, Struct
@@ -51,7 +51,7 @@ class Layer(ctypes.Structure):
         ("temperature", c_float), ("divisor", c_float), ("update", c_int32), ("splits", c_int32), ("coef", Vector),
         ("gradient_y", Matrix), ("row_term", Vector), ("col_term", Vector), ("grad_weight", c_uint64),
         ("grad_bias", c_uint64), ("optimizer", Optimizer), ("peer_mean", c_uint64), ("peer", c_float),
-        ("dropout", c_float), ("layer_index", c_int32),
+        ("dropout", c_double), ("layer_index", c_int32),
     ]  # fmt: skip
 
 
@@ -67,7 +67,7 @@ class Params(ctypes.Structure):
 
 
 def _layout(kind, start=0):
-    """(offset, path, size) of every number of a struct."""
+    """(offset, path, type) of every number of a struct."""
     found = []
     for name, field in kind._fields_:
         at = start + getattr(kind, name).offset
@@ -78,41 +78,22 @@ def _layout(kind, start=0):
         for i in range(count or 1):
             path = name if count is None else f"{name}[{i}]"
             if issubclass(each, ctypes.Structure):
-                found += [(o, f"{path}.{p}", s) for o, p, s in _layout(each, at + i * ctypes.sizeof(each))]
+                found += [(o, f"{path}.{p}", k) for o, p, k in _layout(each, at + i * ctypes.sizeof(each))]
             else:
-                found.append((at + i * ctypes.sizeof(each), path, ctypes.sizeof(each)))
+                found.append((at + i * ctypes.sizeof(each), path, each))
     return found
 
 
-OFFSETS = {path: offset for offset, path, _ in _layout(Params)}
+FIELDS = {path: (offset, kind) for offset, path, kind in _layout(Params)}
 
 
 def pack(values: dict) -> Struct:
     """The argument from its fields by path ("layer[0].x.data": tensor, ...); what is not named is 0."""
-    params, pointers = Params(), {}
-    raw = bytearray(bytes(params))
-    kinds = {path: size for _, path, size in _layout(Params)}
-    floats = _floats(Params)
+    raw, pointers = bytearray(ctypes.sizeof(Params)), {}
     for path, value in values.items():
-        if value is None:
-            continue
-        at = OFFSETS[path]
+        at, kind = FIELDS[path]
         if isinstance(value, (torch.Tensor, In, Out)):
             pointers[at] = value
-        else:
-            kind = c_float if path in floats else {4: c_int32, 8: c_int64}[kinds[path]]
-            raw[at : at + kinds[path]] = bytes(kind(value))
+        elif value is not None:
+            raw[at : at + ctypes.sizeof(kind)] = bytes(kind(value))
     return Struct(bytes(raw), pointers)
-
-
-def _floats(kind, prefix=""):
-    found = set()
-    for name, field in kind._fields_:
-        each, count = (field._type_, field._length_) if issubclass(field, ctypes.Array) else (field, None)
-        for i in range(count or 1):
-            path = prefix + (name if count is None else f"{name}[{i}]")
-            if issubclass(each, ctypes.Structure):
-                found |= _floats(each, path + ".")
-            elif each is c_float:
-                found.add(path)
-    return found
