@@ -94,7 +94,7 @@ def of_sass(code: str, registers: int) -> MachineCode:
         loop=_main_loop(
             [opcode + rest for opcode, rest in instructions],
             jumps,
-            lambda text: text.split(".")[0] in _NVIDIA_MATRIX,
+            lambda text: re.split(r"\W", text)[0] in _NVIDIA_MATRIX,
             lambda text: text.startswith("FFMA"),
             {"divisions": _is_sass_division, "reciprocals": lambda text: text.startswith("MUFU.RCP")},
         ),

@@ -190,6 +190,7 @@ def choose(device: Device, m: int, n: int, k: int, kind: str, item: int) -> Tile
 
 
 MIN_SPLIT_ROWS = 128  # terms of the sum that a split has at least: fewer do not pay for its start
+MAX_WORKSPACE = 0.1  # of a step's bytes: the L2 cache holds a workspace only while nothing else needs it
 
 
 @functools.lru_cache(maxsize=4096)
@@ -198,8 +199,10 @@ def choose_split(device: Device, m: int, n: int, k: int, kind: str, item: int) -
 
     A small weight has fewer tiles than the GPU has multiprocessors, and each of them a long sum: then the sum is split,
     the parts go to a workspace, and a second launch adds them. Splitting costs that launch and the workspace's way
-    through L2 and back, so it is done where the predicted time with both is less. Parts are powers of two.
+    through L2 and back, so it is done where the predicted time with both is less. Parts are powers of two; writing and
+    reading them may add MAX_WORKSPACE to what the step reads and writes anyway (x and y twice, weights and moments).
     """
+    step_bytes = 2 * item * k * (m + n) + 7 * 4 * m * n
     best: tuple[float, int, int] | None = None
     chosen: tuple[Tile, int] | None = None
     for tile in candidates(device.arch, kind, update=True):
@@ -214,7 +217,7 @@ def choose_split(device: Device, m: int, n: int, k: int, kind: str, item: int) -
             if best is None or key < best:
                 best, chosen = key, (tile, splits)
             splits *= 2
-            if splits > 64:
+            if splits > 64 or 2 * 4 * splits * m * n > MAX_WORKSPACE * step_bytes:
                 break
     assert chosen is not None, f"no tile of {device.arch} fits into {device.shared} bytes of shared memory"
     return chosen
