@@ -6,6 +6,7 @@
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
 #include "cpu/peaks.h"
+#include "text_arguments.h"
 #ifdef FFKERNELS_WITH_CUDA
 #include "cuda/device.h"
 #endif

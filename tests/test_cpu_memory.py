@@ -1,5 +1,6 @@
 """The CPU kernels and memory: edited weights are noticed, steps allocate nothing, too little of it changes nothing."""
 
+import ctypes
 import platform
 from pathlib import Path
 
@@ -157,3 +158,38 @@ def test_out_of_memory_changes_nothing(op):
         print(failures)
     """
     assert int(twin.python(script, op, str(Path(__file__).parent))) >= 4
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Arguments leave nothing behind
+
+
+def heap_in_use():
+    """Bytes that malloc has given out, from glibc."""
+    info = type("mallinfo2", (ctypes.Structure,), {"_fields_": [(f"f{i}", ctypes.c_size_t) for i in range(10)]})
+    mallinfo2 = ctypes.CDLL(None).mallinfo2
+    mallinfo2.restype = info
+    return mallinfo2().f7  # uordblks
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="needs glibc 2.33")
+@pytest.mark.parametrize("op", ["ff_forward", "ff_network_step_"])
+def test_a_call_leaks_nothing(op):
+    """Strings above all, which torch's own conversion leaks, 50 bytes each: they tear the heap into pieces."""
+    x, sign = torch.rand(4, 5), torch.tensor([1.0, -1.0, 1.0, -1.0])
+    layers = [ff.FFLinear(5, 3, optimizer=ff.SGD(lr=0.1), peer=0.1), ff.FFLinear(3, 4, optimizer=ff.SGD(lr=0.1))]
+    weight, bias, sqnorm = torch.rand(3, 5), torch.rand(3), torch.rand(4)
+
+    def call():
+        if op == "ff_forward":
+            ff.ff_forward(x, weight, bias, x_sqnorm=sqnorm)
+        else:
+            ff.ff_network_step_(x, sign, layers)
+
+    with ff.use_backend("cpu"):
+        for _ in range(50):
+            call()
+        before = heap_in_use()
+        for _ in range(1000):
+            call()
+        assert heap_in_use() - before < 20_000
