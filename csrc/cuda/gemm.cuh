@@ -286,11 +286,6 @@ struct RowScales {
   float range;  // fp16: a power of two that brings the coefficients into range
 };
 
-// The rows of y that a lane's sums belong to, within the warp's part.
-template <Math math>
-__device__ inline int update_row(int lane, int i) {
-  return math == Math::f32 ? lane / 8 * 4 + i / 4 * 16 + i % 4 : lane / 4 + 8 * i;
-}
 template <Math math>
 __device__ inline void update_slab_mma(float (&sums)[kSums], uint32_t a_tile, uint32_t b_tile, const RowScales& rows) {
   using T = Element<math>;
@@ -483,24 +478,31 @@ template <Math math, bool update>
 __device__ inline void stage_sums(float* stage, const float (&sums)[kSums]) {
   const Lane at = this_lane();
   const int lane = at.lane;
-  if constexpr (math == Math::f32) {
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const int row = at.row + (update ? update_row<math>(lane, i) : lane / 8 + 4 * i);
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const int col = at.col + (update ? lane % 8 * 4 + j : lane % 8 + 8 * j);
-        stage[row * kStagePitch + col] = sums[4 * i + j];
-      }
-    }
-  } else {
+  const uint32_t to = shared_address(stage + at.row * kStagePitch + at.col);
+  if constexpr (math != Math::f32) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const float* own = sums + i / 2 * 16 + 4 * j + i % 2 * 2;
-        *reinterpret_cast<float2*>(stage + (at.row + lane / 4 + 8 * i) * kStagePitch + at.col + 8 * j + lane % 4 * 2) =
-            make_float2(own[0], own[1]);
+        const int place = (lane / 4 + 8 * i) * kStagePitch + 8 * j + lane % 4 * 2;
+        store_shared8(to + 4 * place, __float_as_uint(own[0]), __float_as_uint(own[1]));
+      }
+    }
+  } else if constexpr (update) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const float* own = sums + 4 * i;
+      store_shared16(to + 4 * ((lane / 8 * 4 + i / 4 * 16 + i % 4) * kStagePitch + lane % 8 * 4),
+                     make_uint4(__float_as_uint(own[0]), __float_as_uint(own[1]), __float_as_uint(own[2]),
+                                __float_as_uint(own[3])));
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        stage[(at.row + lane / 8 + 4 * i) * kStagePitch + at.col + lane % 8 + 8 * j] = sums[4 * i + j];
       }
     }
   }

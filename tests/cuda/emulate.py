@@ -164,9 +164,10 @@ def _padded(rows, width, dtype):
     return Out(torch.full((rows, -(-width // 16) * 16), math.nan, dtype=dtype)[:, :width])
 
 
-def run(op, given, *, multi_launch=False, splits=1, reports=None, **options):
-    """The results of ``op`` by twin.run's names."""
-    given = given | {n: cases.copied(given[n]) for n in ("weight", "bias", "state", "layers") if n in given}
+def run(op, given, *, multi_launch=False, splits=1, reports=None, keep=False, **options):
+    """The results of ``op`` by twin.run's names. With ``keep`` the arguments are updated, otherwise copies of them."""
+    if not keep and op in cases.IN_PLACE:
+        given = given | {n: cases.copied(given[n]) for n in ("weight", "bias", "state", "layers") if n in given}
     x = given["x"]
     dtype = x.dtype
     labels = None
