@@ -124,7 +124,7 @@ __device__ inline void forward_tile(const Params& params, int index, int item, u
         const int64_t to = m * layer.y_stride + col;
         store_four(static_cast<T*>(layer.y) + to, y, count, whole);
         if (layer.p) store_four(static_cast<T*>(layer.p) + to, p, count, whole);
-        if (layer.peer_mean && positive_row(layer, m, candidate)) {
+        if (layer.peer_mean && positive_row(params, layer, m)) {
 #pragma unroll
           for (int j = 0; j < 4; ++j) column_sums[j] += y[j];
         }

@@ -112,7 +112,7 @@ struct Layer {
 
   // loss, where `loss` is given: it makes the update's coefficients
   float* loss;                            // ()
-  Vector sign;                            // (M,); not given with labels: candidate 0 is positive and 1 negative
+  Vector sign;                            // (M,); not given: see Params::positive_rows
   float threshold, temperature, divisor;  // divisor: E
 
   // update
@@ -149,7 +149,8 @@ struct Workspace {
 
 struct Params {
   int32_t layers, stage_begin, stage_end;
-  int32_t rows;  // M: rows of y; B * candidates with labels
+  int32_t rows;           // M: rows of y; B * candidates with labels
+  int32_t positive_rows;  // where a layer has no sign, these come first and the others are negative
   Labels labels;
   const int64_t* dropout_seed;  // (1,)
   Workspace workspace;
@@ -170,12 +171,12 @@ FFKERNELS_EVERYWHERE constexpr int64_t update_items(int64_t cols, int64_t depth,
 // words: the barrier, the blocks that left, the row tiles done, one word a layer for the range of fp16; then counters
 // for row tiles, weight tiles, and column tiles, of which a layer has no more than weight tiles.
 constexpr int kBarrierWord = 0, kLeftWord = 1, kDoneWord = 2, kRangeWords = 4, kRowWords = kRangeWords + kMaxLayers;
-constexpr int64_t word_count(int64_t base_rows, int64_t most_weight_tiles) {  // tiles(cols) * tiles(depth)
-  return kRowWords + tiles(base_rows) + 2 * most_weight_tiles;
+constexpr int64_t word_count(int64_t most_rows, int64_t most_weight_tiles) {  // B or M; tiles(cols) * tiles(depth)
+  return kRowWords + tiles(most_rows) + 2 * most_weight_tiles;
 }
 // Of y, and with dropout of the next layer's x.
 constexpr int64_t partial_count(int64_t rows, int64_t widest) { return 2 * rows * tiles(widest); }
-constexpr int64_t loss_partial_count(int64_t base_rows) { return tiles(base_rows); }
+constexpr int64_t loss_partial_count(int64_t most_rows) { return tiles(most_rows); }
 // For each parity of the layer's index kRowVectors vectors of M floats; then the computed x_sqnorm of the first layer.
 constexpr int kRowVectors = 4;
 constexpr int64_t row_vector_count(int64_t rows) { return (2 * kRowVectors + 1) * rows; }

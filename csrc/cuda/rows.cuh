@@ -9,7 +9,7 @@ namespace ffkernels::cuda {
 // Counters of the blocks that are done with a tile.
 __device__ inline uint32_t* row_counters(const Params& params) { return params.workspace.words + kRowWords; }
 __device__ inline uint32_t* weight_counters(const Params& params) {
-  return row_counters(params) + tiles(params.rows / params.labels.candidates);
+  return row_counters(params) + tiles(params.layers > 1 ? params.rows : params.rows / params.labels.candidates);
 }
 __device__ inline uint32_t* column_counters(const Params& params) {
   int64_t most = 0;
@@ -52,10 +52,12 @@ __device__ inline int candidates_of(const Params& params, int index) {
 __device__ inline int result_row(const Labels& labels, int rows, int b, int c) {
   return labels.separate ? c * rows + b : b * labels.candidates + c;
 }
+// Within range, whatever the tensor holds: nobody has looked at its values, and no access may leave the weight.
 __device__ inline int label_of(const Labels& labels, int b, int c) {
   const int64_t at =
       labels.separate ? b * labels.row_stride[c] : b * labels.row_stride[0] + c * labels.candidate_stride;
-  return static_cast<int>(labels.label[labels.separate ? c : 0][at]);
+  const int64_t label = labels.label[labels.separate ? c : 0][at];
+  return static_cast<int>(label < 0 ? 0 : label < labels.num_classes ? label : labels.num_classes - 1);
 }
 
 __device__ inline float row_sqnorm(const Params& params, int index, int m, int base_row) {
@@ -66,8 +68,8 @@ __device__ inline float row_sqnorm(const Params& params, int index, int m, int b
   return labelled(params, index) ? q + params.labels.strength * params.labels.strength : q;
 }
 
-__device__ inline bool positive_row(const Layer& layer, int m, int candidate) {
-  return layer.sign.data ? at(layer.sign, m) > 0.f : candidate == 0;
+__device__ inline bool positive_row(const Params& params, const Layer& layer, int m) {
+  return layer.sign.data ? at(layer.sign, m) > 0.f : m < params.positive_rows;
 }
 
 // Leaves row m's terms for the update; returns how large its coefficients are.
@@ -126,7 +128,7 @@ __device__ inline void finish_rows(const Params& params, int index, int row_tile
       const_cast<float*>(to.data)[m * to.stride] = row_sum(params, parts, parts, m);
     }
     if (!layer.loss) continue;
-    const bool positive = positive_row(layer, m, candidate);
+    const bool positive = positive_row(params, layer, m);
     const RowLoss own = row_loss(layer, goodness, positive ? 1.f : -1.f, params.rows);
     loss += own.loss;
     const float q = row_sqnorm(params, index, m, b);
@@ -153,7 +155,7 @@ __device__ inline void finish_columns(const Params& params, int index, int col_t
   float sum = 0.f, count = 0.f;
   for (int n = threadIdx.x; n < layer.cols; n += kThreads) sum += layer.peer_mean[n];
   const float mean = block_sum(sum, scratch) / static_cast<float>(layer.cols);
-  for (int m = threadIdx.x; m < rows; m += kThreads) count += positive_row(layer, m, 0) ? 1.f : 0.f;
+  for (int m = threadIdx.x; m < rows; m += kThreads) count += positive_row(params, layer, m) ? 1.f : 0.f;
   count = block_sum(count, scratch);
   const int n = col_tile * kTile + static_cast<int>(threadIdx.x);
   if (threadIdx.x >= kTile || n >= layer.cols) return;

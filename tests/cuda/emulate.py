@@ -82,7 +82,7 @@ class Launch:
 
     def __init__(self, math_, rows, base_rows=None):
         self.math, self.rows, self.base_rows = math_, rows, base_rows or rows
-        self.values = {"rows": rows, "labels.candidates": 1}
+        self.values = {"rows": rows, "positive_rows": rows // 2, "labels.candidates": 1}
         self.layers = []
         self.words = None
 
@@ -98,11 +98,11 @@ class Launch:
             tiles(v["cols"]) * tiles(v["depth"]) * v.get("splits", 1) if v.get("splits", 1) > 1 else 0
             for v in self.layers
         )
-        base = tiles(self.base_rows)
+        base, most = tiles(self.base_rows), tiles(self.base_rows if len(self.layers) == 1 else self.rows)
         if self.words is None:
-            self.words = torch.zeros(ROW_WORDS + base + 2 * weight_tiles, dtype=torch.int32)
+            self.words = torch.zeros(ROW_WORDS + most + 2 * weight_tiles, dtype=torch.int32)
             sizes = {
-                "partial": 2 * self.rows * tiles(widest), "loss_partial": base,
+                "partial": 2 * self.rows * tiles(widest), "loss_partial": most,
                 "rows": (2 * layout.ROW_VECTORS + 1) * self.rows, "split": split * (TILE * TILE + TILE),
                 "columns": (4 + tiles(self.rows)) * widest,
             }  # fmt: skip
@@ -114,7 +114,7 @@ class Launch:
             _flatten(values, f"layer[{i}]", {"splits": 1} | layer)
         items = [0] * (len(self.layers) + 1)
         for i, v in enumerate(self.layers):
-            items[i] += base * tiles(v["cols"])
+            items[i] += (base if i == 0 else tiles(self.rows)) * tiles(v["cols"])
             items[i + 1] += tiles(v["cols"]) * tiles(v["depth"]) * v.get("splits", 1)
         grid = grid or max(1, min(max(items[begin:end]), 3 * sms))
         cooperative = end - begin > 1 if cooperative is None else cooperative

@@ -61,7 +61,8 @@ class Workspace(ctypes.Structure):
 
 class Params(ctypes.Structure):
     _fields_ = [
-        ("layers", c_int32), ("stage_begin", c_int32), ("stage_end", c_int32), ("rows", c_int32), ("labels", Labels),
+        ("layers", c_int32), ("stage_begin", c_int32), ("stage_end", c_int32), ("rows", c_int32),
+        ("positive_rows", c_int32), ("labels", Labels),
         ("dropout_seed", c_uint64), ("workspace", Workspace), ("layer", Layer * MAX_LAYERS),
     ]  # fmt: skip
 
