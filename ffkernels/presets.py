@@ -50,7 +50,7 @@ class Hinton(TrainConfig):
     peer: float = 0.03
     negatives: str = "hard"
     head_layers: tuple[int, ...] = (2, 3)
-    predict: str = "head"
+    predict: str = "both"
     predict_layers: tuple[int, ...] | None = (2, 3)
     average: float = 0.98
     epochs: int | None = 40
@@ -63,7 +63,10 @@ class Hinton(TrainConfig):
 
 @dataclass(frozen=True)
 class HintonJitter(Hinton):
-    """`hinton` on images moved by up to one pixel at random; Hinton reports 0.64 % after 500 epochs."""
+    """`hinton` on images moved by up to one pixel at random.
+
+    Hinton reports 0.64 % after 500 epochs with moves of up to two pixels.
+    """
 
     shift: int = 1
     weight_decay: float = 0.006
