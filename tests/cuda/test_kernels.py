@@ -66,9 +66,20 @@ def arguments(op, shape, math, *, peers=True, sqnorm=True, seed=0, **options):
     return given | options
 
 
+def assert_exact(op, given, math, results):
+    exact, rounded = twin.computed(op, given), twin.computed(op, given, TWINS[math])
+    if "loss" in exact:
+        # One number, which the twin may hit by luck: its error is that of its goodness, in which the loss has slope 1.
+        layers = [vars(record) for record in given.get("layers", ())] or [given]
+        divisors = [len(v["weight"]) if v.get("goodness", "mean") == "mean" else 1 for v in layers]
+        error = (rounded["goodness"] - exact["goodness"]).abs().mean(-1) / torch.tensor(divisors)
+        rounded["loss"] = exact["loss"] + error.reshape(exact["loss"].shape)
+    twin.assert_as_exact(results, exact, rounded)
+
+
 def check(op, given, math, **launch):
     results = emulate.run(op, given, **launch)
-    twin.assert_as_exact(results, twin.computed(op, given), twin.computed(op, given, TWINS[math]))
+    assert_exact(op, given, math, results)
     return results
 
 
@@ -237,7 +248,7 @@ def test_special_values(math, kind):
         assert results["weight"].isnan().all()
     else:
         assert all(t.isfinite().all() for t in results.values())
-        twin.assert_as_exact(results, twin.computed("ff_step_", given), twin.computed("ff_step_", given, TWINS[math]))
+        assert_exact("ff_step_", given, math, results)
 
 
 @pytest.mark.parametrize("math", ["bf16", "f32"])
