@@ -42,6 +42,17 @@ def load_tile(
 
 
 @triton.jit
+def add_squares(squares, tile, ROWS: tl.constexpr, COLS: tl.constexpr, FOLD: tl.constexpr):
+    """squares (ROWS, COLS / FOLD) + the tile's squares, FOLD neighbours of a row added up: those that a thread has from
+    one load, so that the sums take few registers."""
+    wide = tile.to(tl.float32)
+    square = wide * wide
+    if FOLD > 1:
+        square = tl.sum(tl.reshape(square, (ROWS, COLS // FOLD, FOLD)), 2)
+    return squares + square
+
+
+@triton.jit
 def load_again(source, row, col, low, height, width, stride, ROWS: tl.constexpr, COLS: tl.constexpr):
     """`load_tile` by pointers, straight to registers, with 0 in columns below ``low`` too.
 

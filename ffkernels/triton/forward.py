@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .common import activate, load_again, load_tile, multiply, row_scale, sum_parts, tile_place
+from .common import activate, add_squares, load_again, load_tile, multiply, row_scale, sum_parts, tile_place
 from .peer import sum_columns
 
 
@@ -80,7 +80,11 @@ def forward_kernel(
     OWN_NORM: tl.constexpr = sqnorm is None and NORMALIZE != "none"
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    squares = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
+    if x_again is not None:
+        FOLD: tl.constexpr = 128 // x_again.dtype.element_ty.primitive_bitwidth
+    else:
+        FOLD: tl.constexpr = 1
+    squares = tl.zeros((BLOCK_M, BLOCK_K // FOLD), tl.float32)
     for k in range(0, K, BLOCK_K):
         a = load_tile(x, row, k, M, K, x_stride, BLOCK_M, BLOCK_K, X_UNIT)
         b = load_tile(weight, col, k, N, K, w_stride, BLOCK_N, BLOCK_K, W_UNIT)
@@ -88,8 +92,7 @@ def forward_kernel(
         if OWN_NORM:
             if x_again is not None:
                 a = load_again(x_again, row, k, 0, M, K, x_stride, BLOCK_M, BLOCK_K)
-            wide = a.to(tl.float32)
-            squares += wide * wide
+            squares = add_squares(squares, a, BLOCK_M, BLOCK_K, FOLD)
 
     m, n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
     in_m, in_n = row + m < M, col + n < N

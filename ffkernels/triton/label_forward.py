@@ -7,7 +7,7 @@ share everything but the second term, a product with the one-hot label over the 
 import triton
 import triton.language as tl
 
-from .common import load_again, load_tile, multiply, row_scale, tile_place
+from .common import add_squares, load_again, load_tile, multiply, row_scale, tile_place
 from .forward import write_rows
 from .peer import sum_columns
 
@@ -71,14 +71,14 @@ def label_forward_kernel(
     tile_m, tile_n = tile_place(pid, tl.cdiv(B, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP)
     row, col = tile_m * BLOCK_M, tile_n * BLOCK_N
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    squares = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
+    FOLD: tl.constexpr = 128 // x_again.dtype.element_ty.primitive_bitwidth if AGAIN else 1
+    squares = tl.zeros((BLOCK_M, BLOCK_K // FOLD), tl.float32)
     labelled = tl.cdiv(num_classes, BLOCK_K) * BLOCK_K
     for k in tl.range(0, labelled, BLOCK_K, num_stages=1):  # where x has label columns, which count as 0
         a = load_again(x_again, row, k, num_classes, B, K, x_stride, BLOCK_M, BLOCK_K)
         b = load_tile(weight, col, k, N, K, w_stride, BLOCK_N, BLOCK_K, W_UNIT)
         acc = multiply(a, b.T, acc, MODE)
-        wide = a.to(tl.float32)
-        squares += wide * wide
+        squares = add_squares(squares, a, BLOCK_M, BLOCK_K, FOLD)
     for k in range(labelled, K, BLOCK_K):
         a = load_tile(x, row, k, B, K, x_stride, BLOCK_M, BLOCK_K, X_UNIT)
         b = load_tile(weight, col, k, N, K, w_stride, BLOCK_N, BLOCK_K, W_UNIT)
@@ -86,8 +86,7 @@ def label_forward_kernel(
         if NORMALIZE != "none":
             if AGAIN:
                 a = load_again(x_again, row, k, 0, B, K, x_stride, BLOCK_M, BLOCK_K)
-            wide = a.to(tl.float32)
-            squares += wide * wide
+            squares = add_squares(squares, a, BLOCK_M, BLOCK_K, FOLD)
 
     m, n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
     in_m, in_n = row + m < B, col + n < N

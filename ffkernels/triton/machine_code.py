@@ -19,7 +19,7 @@ class MachineCode:
     """The facts of one kernel. Counts are of instructions in the code, not of executions."""
 
     registers: int  # a thread
-    spills: int  # instructions that access local memory; on AMD spilled registers
+    spills: int  # instructions that access local memory; on AMD spilled vector registers
     matrix: dict[str, int]  # matrix instructions by family: mma.sync, wgmma, tcgen05, mfma
     matrix_opcodes: tuple[str, ...]
     loads: dict[int, int]  # from global memory, by bytes a thread; asynchronous copies among them
@@ -155,7 +155,7 @@ def of_amdgcn(text: str) -> MachineCode:
     matrix = [o for o in opcodes if o.startswith("v_mfma")]
     return MachineCode(
         registers=number("vgpr_count"),
-        spills=number("vgpr_spill_count") + number("sgpr_spill_count"),
+        spills=number("vgpr_spill_count"),  # spilled scalar registers go to lanes of vector registers, not to memory
         matrix={"mfma": len(matrix)} if matrix else {},
         matrix_opcodes=tuple(sorted(set(matrix))),
         loads=widths("load"),
