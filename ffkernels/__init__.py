@@ -4,7 +4,7 @@ from .augment import Shift
 from .average import WeightAverage
 from .backends import current_backend, explain, info, use_backend
 from .head import SoftmaxHead
-from .hybrid import hybrid_images
+from .hybrid import HybridImages, ImageNegatives, hybrid_images
 from .labels import neutral, overlay, wrong_labels
 from .loss import Hinge, Logistic, Loss, PairSoftplus, SymBa, logistic_loss
 from .negatives import HardLabels, Negatives, UniformLabels
@@ -37,6 +37,8 @@ __all__ = [
     "HardLabels",
     "Hinge",
     "HintonSGD",
+    "HybridImages",
+    "ImageNegatives",
     "LayerStep",
     "Logistic",
     "Loss",

@@ -192,7 +192,7 @@ def _run(folder: RunFolder, dataset: Dataset, out: _Output, *, show_bar: bool) -
         f"{dataset.name}: {len(dataset.x_train):,} training and {len(dataset.x_test):,} test rows; net {sizes} on "
         f"{config.device}, backend {config.backend}; run folder {folder.path}"
     )
-    total = config.epochs * (len(config.hidden) if config.mode == "greedy" else 1)
+    total = config.epochs * (len(config.hidden) if config.mode == "greedy" else 1) + config.head_epochs
 
     def report(record: Record) -> None:
         if not show_bar:
@@ -325,6 +325,11 @@ def _add_train(commands: Any) -> argparse.ArgumentParser:
 
     g = p.add_argument_group("network")
     flag(g, "--hidden", "width of each layer", type=int, nargs="+", metavar="N")
+    flag(g, "--recurrent", "let every layer see the layer above too, the last one the label",
+         action=argparse.BooleanOptionalAction)  # fmt: skip
+    flag(g, "--damping", "of a recurrent net: the part of a state that stays", type=float, metavar="D")
+    flag(g, "--learned", "iterations of a recurrent net that it learns from", type=int, nargs="+", metavar="I")
+    flag(g, "--judged", "iterations of a recurrent net whose goodness counts", type=int, nargs="+", metavar="I")
     flag(g, "--init", "initial weights: as nn.Linear's, or normal with variance 1 / inputs and biases 0", choices=INIT)
     flag(g, "--activation", "what follows each product", choices=checks.ACTIVATIONS)
     flag(g, "--normalize", "how a layer scales each input row", choices=checks.NORMALIZE)
@@ -341,13 +346,17 @@ def _add_train(commands: Any) -> argparse.ArgumentParser:
     flag(g, "--loss", "on the goodness; only 'logistic' runs inside the fused step", choices=LOSSES)
     flag(g, "--alpha", "slope of losses 'symba' and 'pair'", type=float, metavar="A")
     flag(g, "--margin", "of losses 'pair' and 'hinge'", type=float, metavar="M")
-    flag(g, "--negatives", "wrong labels: each as likely, or as likely as the head finds them", choices=NEGATIVES)
+    flag(g, "--negatives", "wrong labels: each as likely (uniform), or as likely as the head finds them (hard); "
+         "hybrid: mixtures of two images, so that the layers learn without labels", choices=NEGATIVES)  # fmt: skip
+    flag(g, "--blurs", "of the random masks that mix hybrids; more make larger patches", type=int, metavar="N")
 
     g = p.add_argument_group("softmax head and prediction", "layers are numbered from 1")
     flag(g, "--head-layers", "train a softmax on these layers under a neutral label", type=int, nargs="+", metavar="L",
          shown="no head")  # fmt: skip
     flag(g, "--head-lr", "the head's learning rate", type=float, metavar="R")
     flag(g, "--head-weight-decay", "the head's weight decay", type=float, metavar="D")
+    flag(g, "--head-epochs", "train the head so long after the layers, which are then frozen, not beside them",
+         type=int, metavar="N")  # fmt: skip
     flag(g, "--predict", "by the goodness of every label, by the head in one pass, or by both", choices=PREDICT)
     flag(g, "--predict-layers", "layers whose goodness counts", type=int, nargs="+", metavar="L", shown="all")
     flag(g, "--candidates", "labels whose goodness is measured, the head's first choices", type=int, metavar="N",

@@ -13,10 +13,12 @@ from . import backends, checks
 from .augment import Shift
 from .average import WeightAverage
 from .head import SoftmaxHead
+from .hybrid import BLURS, HybridImages, ImageNegatives
 from .loss import Hinge, Loss, PairSoftplus, SymBa
 from .negatives import HardLabels, Negatives, UniformLabels
 from .nn import PREDICT, FFLinear, FFNet
 from .optim import SGD, Adam, AdamW, HintonSGD, Optimizer
+from .recurrent import RecurrentFFNet, check_dynamics
 from .schedule import Schedule
 from .training import MODES
 
@@ -24,7 +26,7 @@ DATA = ("digits", "mnist")
 INIT = ("uniform", "normal")
 LOSSES = ("logistic", "symba", "pair", "hinge")
 DIRECTIONS = ("maximize", "minimize")
-NEGATIVES = ("uniform", "hard")
+NEGATIVES = ("uniform", "hard", "hybrid")
 OPTIMIZERS = ("adam", "adamw", "sgd", "hinton_sgd")
 SCHEDULES = {"constant": 1.0, "linear": 0.0, "constant-linear": 0.5}  # share of the run after which the rate falls
 
@@ -55,8 +57,12 @@ class TrainConfig:
         dropout: of each layer's input but the first. peer: strength of peer normalisation; 0: none.
         label_strength: the value written for the label (pixels are in [0, 1]).
         loss: "logistic", or without the fused step "symba" and "pair" (with alpha), "pair" and "hinge" (with margin).
-        negatives: "uniform", or "hard": drawn from the head's softmax.
+        negatives: "uniform", or "hard": drawn from the head's softmax; or "hybrid": mixtures of two images, with which
+            the layers learn without labels (``blurs``: see `hybrid_images`) and the head labels what they give.
         head_layers: layers that a softmax head looks at; none: no head. head_lr, head_weight_decay: of its HintonSGD.
+            head_epochs: train it for so many epochs after the layers instead of beside them.
+        recurrent: every layer also sees the layer above, the last one the label (`RecurrentFFNet`); damping, learned,
+            judged: as there.
         predict: by "goodness", "head" or "both"; predict_layers: whose goodness counts, all if None; candidates: labels
             whose goodness is measured, chosen by the head, all if None.
         average: largest decay of the average of the weights that is used for prediction; 0: the weights themselves.
@@ -79,6 +85,10 @@ class TrainConfig:
     validate_every: int = 1
     shift: int = 0
     hidden: tuple[int, ...] = (500, 500)
+    recurrent: bool = False
+    damping: float = 0.3
+    learned: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
+    judged: tuple[int, ...] = (3, 4, 5)
     init: str = "uniform"
     activation: str = "relu"
     normalize: str = "rms"
@@ -93,9 +103,11 @@ class TrainConfig:
     alpha: float = 1.0
     margin: float = 1.0
     negatives: str = "uniform"
+    blurs: int = BLURS
     head_layers: tuple[int, ...] = ()
     head_lr: float = 0.2
     head_weight_decay: float = 0.003
+    head_epochs: int = 0
     predict: str = "goodness"
     predict_layers: tuple[int, ...] | None = None
     candidates: int | None = None
@@ -116,7 +128,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("hidden", "head_layers", "predict_layers"):
+        for name in ("hidden", "head_layers", "predict_layers", "learned", "judged"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         self._check_data_and_machine()
@@ -145,6 +157,14 @@ class TrainConfig:
             raise ValueError("hidden must hold at least one layer's width")
         for i, width in enumerate(self.hidden):
             checks.count(f"hidden[{i}]", width, 1, 2**31, "a layer's width")
+        if not isinstance(self.recurrent, bool):
+            raise TypeError(f"recurrent must be True or False, got {self.recurrent!r}")
+        check_dynamics(self.damping, self.learned, self.judged)
+        if self.recurrent:
+            usual = {f.name: f.default for f in dataclasses.fields(TrainConfig)}
+            for name in ("mode", "loss", "dropout"):
+                if (value := getattr(self, name)) != usual[name]:
+                    raise ValueError(f"{name} must be {usual[name]!r} for a recurrent net, got {value!r}")
         checks.option("init", self.init, INIT)
         checks.option("activation", self.activation, checks.ACTIVATIONS)
         checks.option("normalize", self.normalize, checks.NORMALIZE)
@@ -172,7 +192,17 @@ class TrainConfig:
         checks.option("negatives", self.negatives, NEGATIVES)
         self.build_losses()  # checks alpha and margin
         checks.option("mode", self.mode, MODES)
-        if self.head_layers and self.mode == "greedy":
+        checks.count("head_epochs", self.head_epochs, 0, 2**31, "epochs that train the head alone")
+        HybridImages(blurs=self.blurs)
+        if self.negatives == "hybrid" and (self.predict != "head" or not self.head_epochs or self.recurrent):
+            raise ValueError(
+                "negatives 'hybrid' needs predict 'head', head_epochs and no recurrent net: the layers see no labels"
+            )
+        if self.head_epochs and (self.negatives == "hard" or self.average or not self.head_layers):
+            raise ValueError(
+                "head_epochs must be 0 but for a net with head_layers, without average and without negatives 'hard'"
+            )
+        if self.head_layers and self.mode == "greedy" and not self.head_epochs:
             raise ValueError("mode must be 'simultaneous' with a head, which looks at several layers at once")
         checks.number("average", self.average, 0.0)
         if self.average >= 1:
@@ -232,7 +262,9 @@ class TrainConfig:
             return [SymBa(self.alpha)] * len(self.hidden)
         return [PairSoftplus(self.alpha, self.margin)] * len(self.hidden) if self.loss == "pair" else None
 
-    def build_negatives(self) -> Negatives:
+    def build_negatives(self, image_shape: tuple[int, int, int]) -> Negatives | ImageNegatives:
+        if self.negatives == "hybrid":
+            return HybridImages(image_shape, self.blurs)
         return HardLabels() if self.negatives == "hard" else UniformLabels()
 
     def build_augment(self, image_shape: tuple[int, int, int]) -> Shift | None:
@@ -247,9 +279,10 @@ class TrainConfig:
         options: dict[str, Any] = {name: getattr(self, name) for name in names}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
+            above = (*self.hidden[1:], num_classes) if self.recurrent else (0,) * len(self.hidden)
             layers = [
                 FFLinear(
-                    k, n, threshold=self.threshold_of(n), optimizer=self.build_optimizer(),
+                    k + above[i], n, threshold=self.threshold_of(n), optimizer=self.build_optimizer(),
                     dropout=self.dropout if i else 0.0, **options,
                 )
                 for i, (k, n) in enumerate(itertools.pairwise((inputs, *self.hidden)))
@@ -264,11 +297,17 @@ class TrainConfig:
             chosen = [layer - 1 for layer in self.head_layers]
             optimizer = HintonSGD(lr=self.head_lr, weight_decay=self.head_weight_decay)
             head = SoftmaxHead(self.hidden, num_classes, layers=chosen, optimizer=optimizer)
-        net = FFNet(
-            layers, num_classes=num_classes, label_strength=self.label_strength, minimize=self.direction == "minimize",
-            head=head, predict_by=self.predict, candidates=self.candidates,
-            predict_layers=None if self.predict_layers is None else [layer - 1 for layer in self.predict_layers],
-        )  # fmt: skip
+        options = {  # of the net
+            "num_classes": num_classes, "label_strength": None if self.negatives == "hybrid" else self.label_strength,
+            "minimize": self.direction == "minimize", "head": head, "predict_by": self.predict,
+            "candidates": self.candidates,
+            "predict_layers": None if self.predict_layers is None else [layer - 1 for layer in self.predict_layers],
+        }  # fmt: skip
+        if self.recurrent:
+            dynamics: dict[str, Any] = {"damping": self.damping, "learned": self.learned, "judged": self.judged}
+            net: FFNet = RecurrentFFNet(layers, **options, **dynamics)
+        else:
+            net = FFNet(layers, **options)
         if self.average:
             net.average = WeightAverage(net, decay=self.average)
         return net.to(self.device or "cpu")

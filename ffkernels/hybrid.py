@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -87,3 +89,33 @@ def hybrid_images(
     images = x.reshape(len(x), *shape)
     masks = hybrid_masks(len(x), shape[1], shape[2], blurs=blurs, generator=generator).to(x.device)
     return torch.where(masks[:, None], images, images.roll(-1, 0)).reshape(x.shape)
+
+
+@runtime_checkable
+class ImageNegatives(Protocol):
+    """Negatives that are images of their own: training with them sees no labels. fit takes any object like this."""
+
+    def images(
+        self,
+        x: Tensor,  # (B, K) or (B, C, H, W): the positives
+        generator: torch.Generator,  # on the CPU; its draws make the training repeatable
+    ) -> Tensor:  # as x
+        ...
+
+
+@dataclass(frozen=True)
+class HybridImages:
+    """`hybrid_images` of every minibatch as its negatives; the arguments are its. fit's batches are in random order.
+
+    Raises:
+        TypeError, ValueError: a wrong type or value.
+    """
+
+    image_shape: tuple[int, int, int] | None = None
+    blurs: int = BLURS
+
+    def __post_init__(self) -> None:
+        checks.count("blurs", self.blurs, 0, MAX_BLURS, "more would not be exact")
+
+    def images(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        return hybrid_images(x, self.image_shape, blurs=self.blurs, generator=generator)

@@ -240,7 +240,8 @@ class FFNet(nn.Module):
     Args:
         layers: FFLinear modules, from the input on.
         num_classes: C; needed by fit, predict and label_goodness, which write the label over the first C inputs.
-        label_strength: the value written for the label, in the units of the input.
+        label_strength: the value written for the label, in the units of the input. None: no label is written; the net
+            is then trained without labels (fit's ``negatives`` are images) and predicts by its head.
         minimize: train positive rows to a low goodness and negative rows to a high one (Hinton 2022, section 2, names
             both); predict then takes the label with the lowest. Peer normalisation acts on the rows that are to rise.
         head: a softmax on the layers' activities, trained by fit beside the layers; predict may use it.
@@ -256,12 +257,14 @@ class FFNet(nn.Module):
         TypeError, ValueError: no layers, or widths that do not follow on one another; a head of another net.
     """
 
+    layered = True  # each layer's input is the output of the one below, so that fit may train layer by layer
+
     def __init__(
         self,
         layers: Iterable[FFLinear],
         *,
         num_classes: int | None = None,
-        label_strength: float = 1.0,
+        label_strength: float | None = 1.0,
         minimize: bool = False,
         head: SoftmaxHead | None = None,
         predict_by: str = "goodness",
@@ -278,9 +281,11 @@ class FFNet(nn.Module):
         self._check_widths(members, num_classes)
         if num_classes is not None:
             checks.count("num_classes", num_classes, 2, members[0].in_features, "labels are written over the input")
-        checks.number("label_strength", label_strength)
+        if label_strength is not None:
+            checks.number("label_strength", label_strength)
         self.layers = nn.ModuleList(members)
-        self.num_classes, self.label_strength, self.minimize = num_classes, float(label_strength), bool(minimize)
+        self.num_classes, self.minimize = num_classes, bool(minimize)
+        self.label_strength = None if label_strength is None else float(label_strength)
         if head is not None:
             head.check_fits([layer.out_features for layer in members], num_classes)
         self.head = head
@@ -299,7 +304,12 @@ class FFNet(nn.Module):
 
     @classmethod
     def from_sizes(
-        cls, sizes: Sequence[int], *, num_classes: int | None = None, label_strength: float = 1.0, **layer_options: Any
+        cls,
+        sizes: Sequence[int],
+        *,
+        num_classes: int | None = None,
+        label_strength: float | None = 1.0,
+        **layer_options: Any,
     ) -> FFNet:
         """A net of widths ``sizes`` (input first, at least two numbers); ``layer_options`` go to every FFLinear."""
         if len(sizes) < 2:
@@ -334,6 +344,26 @@ class FFNet(nn.Module):
             raise ValueError("num_classes must be given to FFNet for labels to be written over the input, got None")
         return self.num_classes
 
+    def _strength(self) -> float:
+        if self.label_strength is None:
+            raise ValueError("label_strength must be a number for labels to be written over the input, it is None")
+        return self.label_strength
+
+    def overlay(
+        self,
+        x: Tensor,  # (B, K) or (B, C, H, W)
+        labels: Tensor,  # (B,)
+    ) -> Tensor:
+        """x with the labels written over it, as the net reads them: `ffkernels.overlay`."""
+        return overlay(x, labels, self._classes(), self._strength())
+
+    def climb(
+        self,
+        rows: Tensor,  # (M, K)
+    ) -> tuple[Tensor, list[Tensor]]:  # y (M, N_L) of the last layer; G of each layer
+        """All layers' forward pass of rows as they are."""
+        return self._climb(rows, None, 0)
+
     def _climb(
         self,
         y: Tensor,  # (M, K) of layers[first]
@@ -357,11 +387,11 @@ class FFNet(nn.Module):
         if x.dim() == 4 and x.shape[1] > 1:  # the label stands in every channel, not in the first columns alone
             checks.labels("labels", labels, x, dims=2)
             images = x.repeat_interleave(labels.shape[1], dim=0)
-            rows = overlay(images, labels.flatten(), classes, self.label_strength).flatten(1)
+            rows = self.overlay(images, labels.flatten()).flatten(1)
             y, goodness = ops.ff_forward(rows, first.weight, first.bias, **first.forward_options())
         else:
             y, goodness = ops.ff_label_forward(
-                self._rows(x), labels, first.weight, first.bias, num_classes=classes, strength=self.label_strength,
+                self._rows(x), labels, first.weight, first.bias, num_classes=classes, strength=self._strength(),
                 **first.forward_options(),
             )  # fmt: skip
         y, totals = self._climb(y, goodness, 1)
@@ -400,8 +430,12 @@ class FFNet(nn.Module):
         self,
         x: Tensor,  # (B, K) or (B, C, H, W)
     ) -> tuple[list[Tensor], list[Tensor]]:  # y (B, N_l) and G (B,) of every layer
-        """All layers' forward pass under the neutral label, which is every label a little: what the head looks at."""
-        y, sqnorm = neutral(x, self._classes(), self.label_strength).flatten(1), None
+        """All layers' forward pass under the neutral label, which is every label a little: what the head looks at.
+
+        Of the input as it is where no labels are written over it.
+        """
+        plain = self.label_strength is None
+        y, sqnorm = self._rows(x) if plain else neutral(x, self._classes(), self._strength()).flatten(1), None
         ys, totals = [], []
         for layer in self.stack:
             y, sqnorm = ops.ff_forward(y, layer.weight, layer.bias, x_sqnorm=sqnorm, **layer.forward_options())
@@ -524,11 +558,11 @@ class FFNet(nn.Module):
         checks.inputs("x", x)
         classes, batch = self._classes(), x.shape[0]
         if x.dim() == 4 and x.shape[1] > 1:
-            pos, neg = (overlay(x, labels, classes, self.label_strength) for labels in (labels_pos, labels_neg))
+            pos, neg = (self.overlay(x, labels) for labels in (labels_pos, labels_neg))
             return self.step(pos, neg, dropout_seed=dropout_seed)
         up_down = (labels_neg, labels_pos) if self.minimize else (labels_pos, labels_neg)
         totals, loss = ops.ff_network_step_(
-            self._rows(x), None, self.stack, labels=up_down, num_classes=classes, strength=self.label_strength,
+            self._rows(x), None, self.stack, labels=up_down, num_classes=classes, strength=self._strength(),
             dropout_seed=self._dropout_seed(dropout_seed),
         )  # fmt: skip
         up, down = (g := self._g(list(totals)))[:, :batch], g[:, batch:]

@@ -42,23 +42,29 @@ class RecurrentFFNet(FFNet):
         damping: the part of the former state that stays, in [0, 1).
         learned: the iterations, from 1 on, that training learns from; it stops after the last of them. Hinton ran 8.
         judged: the iterations whose goodness is averaged for prediction.
+        options: minimize, head, predict_by, predict_layers, candidates, as for `FFNet`. A head sees the pass upwards.
 
     Raises:
         TypeError, ValueError: no layers, or widths that do not follow on one another; another option.
     """
+
+    layered = False
 
     def __init__(
         self,
         layers: Iterable[FFLinear],
         *,
         num_classes: int,
-        label_strength: float = 1.0,
+        label_strength: float | None = 1.0,
         damping: float = 0.3,
         learned: Sequence[int] = range(1, 9),
         judged: Sequence[int] = (3, 4, 5),
+        **options: Any,
     ) -> None:
         checks.count("num_classes", num_classes, 2, 2**31, "the label stands above the last layer")
-        super().__init__(layers, num_classes=num_classes, label_strength=label_strength)
+        if label_strength is None:
+            raise ValueError("label_strength must be a number: a RecurrentFFNet learns from labels")
+        super().__init__(layers, num_classes=num_classes, label_strength=label_strength, **options)
         if any(layer.dropout for layer in self.stack):
             raise ValueError("dropout must be 0 in the layers of a RecurrentFFNet")
         check_dynamics(damping, learned, judged)
@@ -70,7 +76,8 @@ class RecurrentFFNet(FFNet):
         sizes: Sequence[int],
         *,
         num_classes: int | None = None,
-        label_strength: float = 1.0,
+        label_strength: float | None = 1.0,
+        minimize: bool = False,
         damping: float = 0.3,
         learned: Sequence[int] = range(1, 9),
         judged: Sequence[int] = (3, 4, 5),
@@ -86,8 +93,8 @@ class RecurrentFFNet(FFNet):
             for below, own, above in zip(sizes, sizes[1:], (*sizes[2:], num_classes), strict=False)
         ]
         return cls(
-            layers, num_classes=num_classes, label_strength=label_strength, damping=damping, learned=learned,
-            judged=judged,
+            layers, num_classes=num_classes, label_strength=label_strength, minimize=minimize, damping=damping,
+            learned=learned, judged=judged,
         )  # fmt: skip
 
     def _check_widths(self, members: list[FFLinear], num_classes: int | None) -> None:
@@ -156,7 +163,7 @@ class RecurrentFFNet(FFNet):
         states = [y.repeat_interleave(copies, 0) for y in self._bottom_up(image)[0]]
         image = image.repeat_interleave(copies, 0)
         label = image.new_zeros(len(image), self._classes())
-        label.scatter_(1, labels.flatten()[:, None].long(), self.label_strength)
+        label.scatter_(1, labels.flatten()[:, None].long(), self._strength())
         for _ in range(iterations):
             shown = [image, *map(_unit, states), label]  # every layer reads its two neighbours
             now = _Iteration([], [], [], [])
@@ -184,21 +191,26 @@ class RecurrentFFNet(FFNet):
         g = torch.stack([self._g(totals[t - 1]) for t in self.judged]).mean(0)
         return g.reshape(len(self), *labels.shape)
 
+    def neutral_pass(
+        self,
+        x: Tensor,  # (B, K) or (B, C, H, W)
+    ) -> tuple[list[Tensor], list[Tensor]]:  # y (B, N_l) and G (B,) of every layer
+        """The pass upwards, with nothing above: it has no label."""
+        return self._bottom_up(self._image(x))
+
     def forward(
         self,
         x: Tensor,  # (B, K) or (B, C, H, W)
     ) -> Tensor:  # (B, N_L)
         """y of the last layer in the pass upwards, with nothing above."""
-        checks.inputs("x", x)
-        return self._bottom_up(self._image(x))[0][-1]
+        return self.neutral_pass(x)[0][-1]
 
     def goodness(
         self,
         x: Tensor,  # (B, K) or (B, C, H, W)
     ) -> Tensor:  # (L, B)
         """g of every layer in the pass upwards, with nothing above."""
-        checks.inputs("x", x)
-        return self._g(self._bottom_up(self._image(x))[1])
+        return self._g(self.neutral_pass(x)[1])
 
     # -- training
 
@@ -224,6 +236,8 @@ class RecurrentFFNet(FFNet):
         shown = self._settle(x, torch.stack([labels_pos, labels_neg], 1), max(self.learned))
         kept = [now for t, now in enumerate(shown, 1) if t in self.learned]
         sign = signs(len(x), len(x), x).view(2, -1).T.repeat(len(kept), 1).flatten()  # an input's two rows together
+        if self.minimize:
+            sign = -sign
         losses, means = [], []
         for i, layer in enumerate(self.stack):
             total = torch.cat([now.totals[i] for now in kept])

@@ -25,7 +25,9 @@ from . import backends, checkpoint, plots
 from .batches import epoch_generator
 from .config import TrainConfig, from_arguments
 from .data import Dataset
+from .hybrid import ImageNegatives
 from .labels import wrong_labels
+from .negatives import Negatives
 from .nn import FFNet
 from .training import Callback, Record, error_percent
 
@@ -205,28 +207,42 @@ def split(dataset: Dataset, validation: int) -> tuple[Tensor, Tensor, tuple[Tens
     return dataset.x_train[:left], dataset.y_train[:left], held_out
 
 
-def label_goodness(net: FFNet, x: Tensor, labels: Tensor) -> Tensor:  # (L, B), on the CPU
-    """g of every layer for x (B, K) under its labels (B,), 1024 rows at a time."""
-    weight = net.layers[0].weight
-    parts = [
-        net.label_goodness(rows.to(weight.device), own[:, None].to(weight.device))[:, :, 0].cpu()
-        for rows, own in zip(x.split(1024), labels.split(1024), strict=True)
-    ]
-    return torch.cat(parts, dim=1)
+def goodness_pairs(
+    net: FFNet, dataset: Dataset, negatives: Negatives | ImageNegatives, seed: int
+) -> tuple[Tensor, Tensor]:  # (L, B'), (L, B') on the CPU
+    """g of every layer for the test rows as positives and as negatives, 1024 rows at a time.
+
+    Positives are images under their own label and negatives under a uniformly drawn wrong one; without labels images
+    as they are and what ``negatives`` makes of them.
+    """
+    weight, draws = net.stack[0].weight, epoch_generator(seed, 0, "picture")
+    x, own = dataset.x_test, dataset.y_test
+    if isinstance(negatives, ImageNegatives):
+        inputs = [x, negatives.images(x, draws)]
+        goodness = [[net.goodness(rows.to(weight.device)) for rows in each.split(1024)] for each in inputs]
+    else:
+        labels = [own, wrong_labels(own, dataset.num_classes, draws)]
+        goodness = [
+            [
+                net.label_goodness(rows.to(weight.device), given[:, None].to(weight.device))[:, :, 0]
+                for rows, given in zip(x.split(1024), each.split(1024), strict=True)
+            ]
+            for each in labels
+        ]
+    positive, negative = (torch.cat(parts, dim=1).cpu() for parts in goodness)
+    return positive, negative
 
 
 def draw(folder: RunFolder, net: FFNet, dataset: Dataset, history: list[Record]) -> None:
     """Write error.png and goodness.png (test rows). ImportError: matplotlib is not installed."""
-    config, x, y = folder.config, dataset.x_test, dataset.y_test
-    sizes = "-".join(str(n) for n in (x.shape[1], *config.hidden))
+    config = folder.config
+    sizes = "-".join(str(n) for n in (dataset.x_test.shape[1], *config.hidden))
     title = f"{dataset.name}, {sizes}, {config.mode}, seed {config.seed}"
     measured_on = "validation" if config.validation else "test"
     plots.error_curve(folder.path / "error.png", history, title=title, measured_on=measured_on)
-    wrong = wrong_labels(y, dataset.num_classes, epoch_generator(config.seed, 0, "picture"))
     plots.goodness_histograms(
         folder.path / "goodness.png",
-        label_goodness(net, x, y),
-        label_goodness(net, x, wrong),
+        *goodness_pairs(net, dataset, config.build_negatives(dataset.image_shape), config.seed),
         [config.threshold_of(width) for width in config.hidden],
         title=f"{title}, after epoch {len(history)}",
         unit=f"{config.goodness} of squares",
@@ -268,8 +284,9 @@ def train(
 
     callbacks: list[Callback] = [save]
     history = net.fit(
-        x, y, epochs=config.epochs, mode=config.mode, batch_size=config.batch_size, seed=config.seed,
-        schedule=config.build_schedule(), loss=config.build_losses(), negatives=config.build_negatives(),
+        x, y, epochs=config.epochs, head_epochs=config.head_epochs, mode=config.mode, batch_size=config.batch_size,
+        seed=config.seed, schedule=config.build_schedule(), loss=config.build_losses(),
+        negatives=config.build_negatives(dataset.image_shape),
         augment=config.build_augment(dataset.image_shape), validation=measured_on,
         validate_every=config.validate_every, callbacks=callbacks, history=history, progress=progress,
     )  # fmt: skip

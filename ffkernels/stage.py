@@ -11,7 +11,7 @@ from torch import Tensor
 from . import ops
 from .batches import Draws
 from .dropout import dropout
-from .labels import overlay
+from .hybrid import ImageNegatives
 from .loss import Logistic, Loss
 from .negatives import Negatives
 from .nn import FFLinear, FFNet, signs
@@ -25,17 +25,27 @@ class Stage:
         only: the index of that layer; None: all.
         optimizer: of torch.optim, instead of the layers' fused ones.
         losses: one for each layer of the net; None: the logistic loss of the fused step.
+        epochs: how long it lasts. with_head: whether the net's head is trained beside the layers. measured: whether
+            the net's error means anything meanwhile.
     """
+
+    copies = 2  # rows that are trained on for each input
 
     def __init__(
         self,
         net: FFNet,
         only: int | None,
         optimizer: torch.optim.Optimizer | None,
-        negatives: Negatives,
+        negatives: Negatives | ImageNegatives,
         losses: Sequence[Loss] | None,
+        *,
+        epochs: int,
+        with_head: bool,
+        measured: bool,
     ) -> None:
         self.net, self.only, self.optimizer, self.negatives = net, only, optimizer, negatives
+        self.epochs, self.with_head, self.measured = epochs, with_head, measured
+        self.first_epoch = (only or 0) * epochs + 1
         self.trained = range(len(net)) if only is None else range(only, only + 1)
         self.layers = [net.stack[i] for i in self.trained]
         self.below = net[: self.trained.start] if self.trained.start else None
@@ -57,49 +67,73 @@ class Stage:
             (3, trained layers): loss, mean g of the positives, mean g of the negatives; and the head's loss ().
         """
         logits = head_loss = None
-        if self.net.head is not None:
+        if self.net.head is not None and self.with_head:
             logits, head_loss = self.net.head.step(*self.net.neutral_pass(x), labels)
-        wrong = self.negatives(labels, self.net.num_classes or 0, draws["negatives"], logits)
         seed = None
         if self.has_dropout:
             seed = torch.randint(2**62, (1,), generator=draws["dropout"]).to(x.device)
+        if isinstance(self.negatives, ImageNegatives):
+            return self._images(x, self.negatives.images(x, draws["negatives"]), seed), head_loss
+        wrong = self.negatives(labels, self.net.num_classes or 0, draws["negatives"], logits)
         up, down = (wrong, labels) if self.net.minimize else (labels, wrong)
         if self.fused and self.below is None:
             options = {} if seed is None else {"dropout_seed": seed}
             g_pos, g_neg, loss = self.from_input.label_step(x, labels, wrong, **options)
             return torch.stack([loss, g_pos.mean(1), g_neg.mean(1)]), head_loss
-        step = self._fused_above if self.fused else self._layer_by_layer
-        g_up, g_down, loss = step(x, up, down, seed)
+        g_up, g_down, loss = self._labelled(x, up, down, seed)
         g_pos, g_neg = (g_down, g_up) if self.net.minimize else (g_up, g_down)
         return torch.stack([loss, g_pos.mean(1), g_neg.mean(1)]), head_loss
 
-    def _fused_above(
-        self, x: Tensor, up: Tensor, down: Tensor, seed: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:  # g (1, B) of the rows that are to rise and to fall, loss (1,)
-        """One layer on the output of the frozen ones."""
-        assert self.below is not None
-        y, totals = self.below.climb_labels(x, torch.stack([up, down], 1))
-        sign = signs(len(x), len(x), y).view(2, -1).T.flatten()  # the two rows of an image stand together
-        layer = self.layers[0]
-        y, sqnorm = _drop(layer, self.trained.start, y, totals[-1], seed)
-        record = dataclasses.replace(layer.as_layer(), dropout=0.0)
-        total, loss = ops.ff_network_step_(y, sign, [record], x_sqnorm=sqnorm)
-        g = total / layer.divisor
-        return g[:, 0::2], g[:, 1::2], loss
+    def _images(
+        self,
+        x_pos: Tensor,  # (B, K) or (B, C, H, W)
+        x_neg: Tensor,  # likewise
+        seed: Tensor | None,
+    ) -> Tensor:  # as `step`
+        """Positives and negatives as they are, without labels."""
+        up, down = (x_neg, x_pos) if self.net.minimize else (x_pos, x_neg)
+        y, sqnorm = torch.cat([up, down]).flatten(1), None
+        if self.below is not None:
+            y, totals = self.below.climb(y)
+            sqnorm = totals[-1]
+        g, loss = self._update_layers(y, sqnorm, signs(len(up), len(down), y), seed)
+        g_up, g_down = g[:, : len(up)], g[:, len(up) :]
+        g_pos, g_neg = (g_down, g_up) if self.net.minimize else (g_up, g_down)
+        return torch.stack([loss, g_pos.mean(1), g_neg.mean(1)])
 
-    @torch.no_grad()
-    def _layer_by_layer(
+    def _update_layers(
+        self, y: Tensor, sqnorm: Tensor | None, sign: Tensor, seed: Tensor | None
+    ) -> tuple[Tensor, Tensor]:  # g (trained layers, M), loss (trained layers,)
+        return (self._fused if self.fused else self._layer_by_layer)(y, sqnorm, sign, seed)
+
+    def _fused(
+        self, y: Tensor, sqnorm: Tensor | None, sign: Tensor, seed: Tensor | None
+    ) -> tuple[Tensor, Tensor]:  # as _update_layers
+        """The trained layers on the rows that enter the first of them."""
+        y, sqnorm = _drop(self.layers[0], self.trained.start, y, sqnorm, seed)
+        records = [layer.as_layer() for layer in self.layers]
+        records[0] = dataclasses.replace(records[0], dropout=0.0)
+        totals, loss = ops.ff_network_step_(y, sign, records, x_sqnorm=sqnorm, dropout_seed=seed)
+        return torch.stack([total / layer.divisor for total, layer in zip(totals, self.layers, strict=True)]), loss
+
+    def _labelled(
         self, x: Tensor, up: Tensor, down: Tensor, seed: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:  # as _fused_above, with all trained layers
-        """Any loss, any optimizer. The gradients of one of torch.optim's are written where it looks for them."""
+    ) -> tuple[Tensor, Tensor, Tensor]:  # g (trained layers, B) of the rows that are to rise and to fall, loss
+        """The trained layers on x under two labels, where label_step does not do it all."""
         sqnorm = None
         if self.below is None:
-            both = [overlay(x, each, self.net.num_classes or 0, self.net.label_strength) for each in (up, down)]
-            y = torch.cat(both).flatten(1)
+            y = torch.cat([self.net.overlay(x, each) for each in (up, down)]).flatten(1)
         else:
             y, totals = self.below.climb_labels(x, torch.stack([up, down], 1))
             y, sqnorm = _halves(y), _halves(totals[-1])
-        sign = signs(len(x), len(x), y)
+        g, loss = self._update_layers(y, sqnorm, signs(len(x), len(x), y), seed)
+        return g[:, : len(x)], g[:, len(x) :], loss
+
+    @torch.no_grad()
+    def _layer_by_layer(
+        self, y: Tensor, sqnorm: Tensor | None, sign: Tensor, seed: Tensor | None
+    ) -> tuple[Tensor, Tensor]:  # as _update_layers
+        """Any loss, any optimizer. The gradients of one of torch.optim's are written where it looks for them."""
         gs, losses, updates = [], [], []
         for i, layer, loss_of in zip(self.trained, self.layers, self.losses, strict=True):
             inputs, sqnorm = _drop(layer, i, y, sqnorm, seed)
@@ -117,8 +151,7 @@ class Stage:
             self._update(sign, *update)
         if self.optimizer is not None:
             self.optimizer.step()
-        g = torch.stack(gs)
-        return g[:, : len(x)], g[:, len(x) :], torch.stack(losses)
+        return torch.stack(gs), torch.stack(losses)
 
     def _update(
         self, sign: Tensor, layer: FFLinear, x: Tensor, sqnorm: Tensor | None, y: Tensor, p: Tensor, coef: Tensor
@@ -135,6 +168,27 @@ class Stage:
         layer.weight.grad, grad_bias = ops.ff_grad(x, p, coef, layer.weight, layer.bias, x_sqnorm=sqnorm, **options)
         if layer.bias is not None:
             layer.bias.grad = grad_bias
+
+
+class HeadStage:
+    """Epochs in which the net's head alone is trained, on frozen layers."""
+
+    copies, with_head, measured = 1, True, True
+
+    def __init__(self, net: FFNet, epochs: int, *, first_epoch: int) -> None:
+        self.net, self.epochs, self.first_epoch = net, epochs, first_epoch
+        self.only = len(net)
+        self.trained = range(len(net), len(net))
+
+    def step(
+        self,
+        x: Tensor,  # (B, K) or (B, C, H, W)
+        labels: Tensor,  # (B,)
+        draws: Draws,
+    ) -> tuple[Tensor, Tensor | None]:  # as Stage.step
+        assert self.net.head is not None
+        _, loss = self.net.head.step(*self.net.neutral_pass(x), labels)
+        return loss.new_empty((3, 0)), loss
 
 
 def _drop(

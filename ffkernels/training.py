@@ -14,10 +14,11 @@ from tqdm import tqdm
 
 from . import checks
 from .batches import Draws, LoaderBatches, TensorBatches, make_batches
+from .hybrid import ImageNegatives
 from .loss import Loss
 from .negatives import Negatives, UniformLabels
 from .nn import FFNet
-from .stage import Stage
+from .stage import HeadStage, Stage
 
 Record = dict[str, Any]
 Callback = Callable[[FFNet, list[Record]], object]
@@ -122,6 +123,7 @@ def fit(
     labels: Tensor | None = None,  # (B,)
     *,
     epochs: int,
+    head_epochs: int = 0,
     mode: str = "simultaneous",
     batch_size: int = 256,
     seed: int = 0,
@@ -129,7 +131,7 @@ def fit(
     schedule: Callable[[float], float] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     loss: Loss | Sequence[Loss] | None = None,
-    negatives: Negatives | None = None,
+    negatives: Negatives | ImageNegatives | None = None,
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
     validation: tuple[Tensor, Tensor] | None = None,
     validate_every: int = 1,
@@ -139,13 +141,16 @@ def fit(
 ) -> list[Record]:
     """Train on labelled inputs: positives under their label, negatives under a wrong one.
 
-    A net's head is trained beside its layers on the neutral label, and its average is updated after every step.
+    A net's head is trained beside its layers on the neutral label, and its average is updated after every step. Where
+    the negatives are images (`HybridImages`), the layers never see a label: they learn from the images as they are.
     All random numbers of an epoch are drawn anew from (seed, epoch) alone: the same seed gives the same bits, and a
     training that stopped goes on from net.state_dict() and the records so far.
 
     Args:
         data, labels: x (B, K) or (B, C, H, W) with labels (B,); or a DataLoader, any sized iterable, of them.
         epochs: passes over the data; in "greedy" mode for each layer.
+        head_epochs: train the net's head alone for so many more passes after that, on frozen layers, instead of beside
+            them. The head of a net without labels in its input (``label_strength`` None) needs them.
         mode: "simultaneous" trains every layer on every minibatch; "greedy" one layer after the other, input first.
         batch_size: inputs a minibatch (twice as many rows), for tensors; a loader has its own.
         seed: of the data's order (tensors only), the negatives, the augmentation and the dropout.
@@ -155,7 +160,8 @@ def fit(
         optimizer: any torch.optim optimizer over net.parameters(), instead of the layers' fused ones.
         loss: on the goodness of each layer, one for all or one for each; see `Loss`. None: the logistic loss with the
             layers' threshold and temperature, the only one inside the fused step. Others run layer by layer.
-        negatives: gives the negatives' labels, see `Negatives`; None: `UniformLabels()`.
+        negatives: gives the negatives' labels, see `Negatives`; None: `UniformLabels()`. Or gives the negatives
+            themselves, see `ImageNegatives`.
         augment: changes every minibatch before labels are written over it, as `Shift` does.
         validation: (x, labels), for the records' "error". validate_every: epochs from one measurement to the next; the
             last epoch is always measured.
@@ -164,10 +170,11 @@ def fit(
         progress: show a progress bar.
 
     Returns:
-        One record an epoch: "epoch" from 1, "layer" (None unless greedy); lists with an entry a layer (None where not
+        One record an epoch: "epoch" from 1, "layer" (None unless greedy; the number of layers where the head is trained
+        alone); lists with an entry a layer (None where not
         trained) "loss", "goodness_positive", "goodness_negative" (means of g over the epoch); with a head "head_loss";
         "lr" (the last one), "rows_per_second", "seconds" of training alone; with ``validation`` "error" in percent
-        (None where it was not measured), of the net's average if it has one.
+        (None where it was not measured: with ``head_epochs`` it is the head's), of the net's average if it has one.
 
     Raises:
         TypeError, ValueError: a wrong argument, before anything has changed.
@@ -179,7 +186,10 @@ def fit(
     checks.count("validate_every", validate_every, 1, 2**31, "epochs from one measurement to the next")
     if lr is not None:
         checks.number("lr", lr, 0.0)
+    from_images = isinstance(negatives, ImageNegatives)
     for name, function in (("schedule", schedule), ("negatives", negatives), ("augment", augment)):
+        if name == "negatives" and from_images:
+            continue
         if function is not None and not callable(function):
             raise TypeError(f"{name} must be a function, got {type(function).__name__}")
     losses = _losses(loss, len(net))
@@ -191,20 +201,45 @@ def fit(
             raise ValueError("optimizer must hold parameters of the net, got one that holds none of them")
     if net.num_classes is None:
         raise ValueError("fit needs a net with num_classes, to write labels over the input; it is None")
-    if net.head is not None and mode == "greedy":
-        raise ValueError("mode must be 'simultaneous' for a net with a head, which looks at several layers at once")
+    _check_head(net, epochs, head_epochs, mode, from_images)
+    if (losses is not None or optimizer is not None) and not net.layered:
+        raise ValueError(f"loss and optimizer must be None for a {type(net).__name__}, which has its own step")
+    if from_images and not net.layered:
+        raise ValueError(f"negatives must be labels for a {type(net).__name__}, got {type(negatives).__name__}")
     _check_validation(validation)
     batches = make_batches(data, labels, batch_size)
     records = list(history or ())
     chosen = UniformLabels() if negatives is None else negatives
     rate = _LearningRate(net, lr, schedule, optimizer)
-    run = _Run(net, batches, epochs, seed, rate, augment, validation, validate_every, list(callbacks), progress)
+    beside = net.head is not None and not head_epochs
+    by_head = net.predict_by != "goodness" or net.candidates is not None
+    stages: list[Stage | HeadStage] = [
+        Stage(net, only, optimizer, chosen, losses, epochs=epochs, with_head=beside, measured=beside or not by_head)
+        for only in ([None] if mode == "simultaneous" else range(len(net)))
+    ]
+    if head_epochs:
+        stages.append(HeadStage(net, head_epochs, first_epoch=len(stages) * epochs + 1))
+    run = _Run(net, batches, seed, rate, augment, validation, validate_every, list(callbacks), progress)
     try:
-        for only in [None] if mode == "simultaneous" else range(len(net)):
-            run.train(Stage(net, only, optimizer, chosen, losses), records)
+        for stage in stages:
+            run.train(stage, records)
     finally:
         rate.restore()
     return records
+
+
+def _check_head(net: FFNet, epochs: int, head_epochs: int, mode: str, from_images: bool) -> None:
+    checks.count("head_epochs", head_epochs, 0, 2**31, "passes that train the head alone")
+    if net.head is not None and mode == "greedy" and not head_epochs:
+        raise ValueError("mode must be 'simultaneous' for a net with a head, which looks at several layers at once")
+    if head_epochs and (net.head is None or net.average is not None):
+        given = "one without a head" if net.head is None else "one with an average, which would mix the two trainings"
+        raise ValueError(f"head_epochs must be 0 but for a net with a head and no average, got {given}")
+    if (net.label_strength is None) != from_images:
+        raise ValueError(
+            f"negatives must be images (HybridImages) for a net with label_strength None, and only for such a net; its "
+            f"label_strength is {net.label_strength}"
+        )
 
 
 def _losses(loss: Any, layers: int) -> list[Loss] | None:
@@ -223,7 +258,6 @@ class _Run:
 
     net: FFNet
     batches: TensorBatches | LoaderBatches
-    epochs: int
     seed: int
     rate: _LearningRate
     augment: Callable[[Tensor, torch.Generator], Tensor] | None
@@ -232,35 +266,37 @@ class _Run:
     callbacks: list[Callback]
     progress: bool
 
-    def train(self, stage: Stage, records: list[Record]) -> None:
+    def train(self, stage: Stage | HeadStage, records: list[Record]) -> None:
         """All epochs of one stage that ``records`` does not hold yet; they are added to it."""
-        if stage.only is not None and any(r["layer"] is not None and r["layer"] > stage.only for r in records):
-            return  # a callback had ended this layer's training before its last epoch
+        place = -1 if stage.only is None else stage.only
+        if any(r["layer"] is not None and r["layer"] > place for r in records):
+            return  # a callback had ended this stage before its last epoch
         done = sum(r["layer"] == stage.only for r in records)
-        title = "training" if stage.only is None else f"layer {stage.only + 1}/{len(self.net)}"
-        total = self.epochs * len(self.batches)
+        names = {None: "training", len(self.net): "head"}
+        title = names.get(stage.only, f"layer {(stage.only or 0) + 1}/{len(self.net)}")
+        total = stage.epochs * len(self.batches)
         with tqdm(
             total=total, initial=done * len(self.batches), desc=title, unit="batch", disable=not self.progress
         ) as bar:
-            for own_epoch in range(done, self.epochs):
+            for own_epoch in range(done, stage.epochs):
                 record = self._epoch(stage, own_epoch, bar)
                 if self.validation is not None:
-                    due = (own_epoch + 1) % self.validate_every == 0 or own_epoch + 1 == self.epochs
-                    record["error"] = self._error(stage) if due else None
+                    due = (own_epoch + 1) % self.validate_every == 0 or own_epoch + 1 == stage.epochs
+                    record["error"] = self._error(stage) if due and stage.measured else None
                 records.append(record)
                 stop = [callback(self.net, records) for callback in self.callbacks]  # all are called
                 if any(stop):
                     return
 
-    def _epoch(self, stage: Stage, own_epoch: int, bar: tqdm) -> Record:
-        net, weight, batches = self.net, stage.layers[0].weight, len(self.batches)
-        epoch = (stage.only or 0) * self.epochs + own_epoch + 1
+    def _epoch(self, stage: Stage | HeadStage, own_epoch: int, bar: tqdm) -> Record:
+        net, weight, batches = self.net, self.net.stack[0].weight, len(self.batches)
+        epoch = stage.first_epoch + own_epoch
         draws = Draws(self.seed, epoch)
-        sums = torch.zeros(3, len(stage.layers), dtype=torch.float64, device=weight.device)
+        sums = torch.zeros(3, len(stage.trained), dtype=torch.float64, device=weight.device)
         head_sum = torch.zeros((), dtype=torch.float64, device=weight.device)
-        rows, start = 0, time.perf_counter()
+        inputs, start = 0, time.perf_counter()
         for i, (x, labels) in enumerate(self.batches.epoch(draws)):
-            self.rate.set((own_epoch + i / batches) / self.epochs)
+            self.rate.set((own_epoch + i / batches) / stage.epochs)
             x = x.to(weight.device, weight.dtype if x.is_floating_point() else x.dtype)
             if self.augment is not None:
                 x = self.augment(x, draws["augment"])
@@ -270,21 +306,24 @@ class _Run:
             sums += len(x) * found
             if head_loss is not None:
                 head_sum += len(x) * head_loss
-            rows += 2 * len(x)
+            inputs += len(x)
             if bar.update():  # true when it is time to redraw: only then are values fetched from the device
-                bar.set_postfix_str(_status(sums, rows, time.perf_counter() - start, epoch), refresh=False)
-        means = (2 * sums / rows).tolist()
+                means, head_mean = sums / inputs, head_sum / inputs if stage.with_head else None
+                rate = stage.copies * inputs / (time.perf_counter() - start)
+                bar.set_postfix_str(_status(epoch, means, head_mean, rate), refresh=False)
         seconds = time.perf_counter() - start
         record: Record = {"epoch": epoch, "layer": stage.only}
-        for name, values in zip(("loss", "goodness_positive", "goodness_negative"), means, strict=True):
+        for name, values in zip(
+            ("loss", "goodness_positive", "goodness_negative"), (sums / inputs).tolist(), strict=True
+        ):
             by_layer = dict(zip(stage.trained, values, strict=True))
             record[name] = [by_layer.get(layer) for layer in range(len(net))]
-        if net.head is not None:
-            record["head_loss"] = (2 * head_sum / rows).item()
-        record.update(lr=self.rate.value(), rows_per_second=rows / seconds, seconds=seconds)
+        if stage.with_head:
+            record["head_loss"] = (head_sum / inputs).item()
+        record.update(lr=self.rate.value(), rows_per_second=stage.copies * inputs / seconds, seconds=seconds)
         return record
 
-    def _error(self, stage: Stage) -> float:
+    def _error(self, stage: Stage | HeadStage) -> float:
         assert self.validation is not None
         average = self.net.average
         with contextlib.nullcontext() if average is None else average.applied(self.net):
@@ -292,10 +331,13 @@ class _Run:
             return error_percent(self.net, *self.validation, layers=layers)
 
 
-def _status(sums: Tensor, rows: int, seconds: float, epoch: int) -> str:
-    loss, positive, negative = (2 * sums / rows).tolist()
-
-    def show(values: list[float]) -> str:
-        return " ".join(f"{v:.3g}" for v in values)
-
-    return f"epoch {epoch}, loss {show(loss)}, g+ {show(positive)}, g- {show(negative)}, {rows / seconds:,.0f} rows/s"
+def _status(epoch: int, means: Tensor, head_loss: Tensor | None, rows_per_second: float) -> str:
+    parts = [f"epoch {epoch}"]
+    if means.numel():
+        parts += [
+            f"{name} {' '.join(f'{v:.3g}' for v in values)}"
+            for name, values in zip(("loss", "g+", "g-"), means.tolist(), strict=True)
+        ]
+    if head_loss is not None:
+        parts.append(f"head {head_loss.item():.3g}")
+    return ", ".join([*parts, f"{rows_per_second:,.0f} rows/s"])

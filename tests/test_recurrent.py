@@ -122,7 +122,7 @@ def patterns():
 
 def fit(net, **options):
     x, y = patterns()
-    settings = {"epochs": 4, "batch_size": 15, "progress": False, "lr": lambda p: 0.01 * (1 - p)}
+    settings = {"epochs": 4, "batch_size": 15, "progress": False, "lr": 0.01, "schedule": ff.Schedule(decay_from=0.0)}
     return net.fit(x, y, **settings | options)
 
 
@@ -147,7 +147,7 @@ def test_the_same_seed_gives_the_same_bits():
 
 
 def test_training_resumes_from_the_state_dict_to_the_same_bits():
-    options = {"lr": 0.01}
+    options = {"schedule": None}
     whole, first, second = (make((12, 8, 6), torch.float32, optimizer=ff.Adam()) for _ in range(3))
     fit(whole, epochs=4, **options)
     history = fit(first, epochs=2, **options)
@@ -212,3 +212,44 @@ def test_rows_of_zeros_and_huge_rows_stay_finite():
 def test_errors(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("option", ["loss", "optimizer", "negatives"])
+def test_fit_refuses_what_the_net_has_no_step_for(option):
+    net = make(dtype=torch.float32)
+    given = {
+        "loss": ff.Logistic(4.0, 2.0),
+        "optimizer": torch.optim.SGD(net.parameters(), lr=0.1),
+        "negatives": ff.HybridImages((1, 3, 4)),
+    }
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(ValueError, match=rf"{option} .*must be"):
+        fit(net, **{option: given[option]})
+    assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
+
+
+def test_a_head_sees_the_pass_upwards_and_finds_hard_negatives():
+    torch.manual_seed(1)
+    layers = [ff.FFLinear(12 + 16, 20, normalize="rms"), ff.FFLinear(20 + 3, 16, normalize="rms")]
+    head = ff.SoftmaxHead([20, 16], CLASSES, layers=[0, 1], optimizer=ff.HintonSGD(lr=0.3))
+    net = ff.RecurrentFFNet(layers, num_classes=CLASSES, head=head, predict_by="head")
+    x, y = patterns()
+    records = fit(net, negatives=ff.HardLabels(), validation=(x, y), lr=0.001, epochs=6)
+    assert records[-1]["head_loss"] < records[0]["head_loss"]
+    assert records[-1]["error"] == 0
+    ys, totals = net.neutral_pass(x)
+    assert torch.equal(ys[-1], net(x))
+    torch.testing.assert_close(totals[0], ys[0].square().sum(1))
+    assert torch.equal(net.predict(x), head.logits(ys, totals).argmax(1))
+
+
+def test_minimised_goodness_swaps_what_rises():
+    up, down = (make(minimize=m, optimizer=ff.SGD(lr=0.1)) for m in (False, True))
+    x, y = images(), torch.tensor([0, 1, 2, 0, 1, 2])
+    wrong = (y + 1) % 3
+    a, b = up.label_step(x, y, wrong), down.label_step(x, wrong, y)
+    torch.testing.assert_close(a.loss, b.loss)
+    torch.testing.assert_close(a.goodness_pos, b.goodness_neg)
+    for p, q in zip(up.parameters(), down.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+    torch.testing.assert_close(down.label_scores(x), -down.label_goodness(x).sum(0))
