@@ -351,14 +351,14 @@ def _add_train(commands: Any) -> argparse.ArgumentParser:
     flag(g, "--blurs", "of the random masks that mix hybrids; more make larger patches", type=int, metavar="N")
 
     g = p.add_argument_group("softmax head and prediction", "layers are numbered from 1")
-    flag(g, "--head-layers", "train a softmax on these layers under a neutral label", type=int, nargs="+", metavar="L",
+    flag(g, "--head-layers", "train a softmax on these layers under a neutral label", type=int, nargs="*", metavar="L",
          shown="no head")  # fmt: skip
     flag(g, "--head-lr", "the head's learning rate", type=float, metavar="R")
     flag(g, "--head-weight-decay", "the head's weight decay", type=float, metavar="D")
     flag(g, "--head-epochs", "train the head so long after the layers, which are then frozen, not beside them",
          type=int, metavar="N")  # fmt: skip
     flag(g, "--predict", "by the goodness of every label, by the head in one pass, or by both", choices=PREDICT)
-    flag(g, "--predict-layers", "layers whose goodness counts", type=int, nargs="+", metavar="L", shown="all")
+    flag(g, "--predict-layers", "layers whose goodness counts", type=int, nargs="*", metavar="L", shown="all")
     flag(g, "--candidates", "labels whose goodness is measured, the head's first choices", type=int, metavar="N",
          shown="all")  # fmt: skip
     flag(g, "--average", "largest decay of the average of weights that predicts; 0: none", type=float, metavar="D")

@@ -63,8 +63,8 @@ class TrainConfig:
             head_epochs: train it for so many epochs after the layers instead of beside them.
         recurrent: every layer also sees the layer above, the last one the label (`RecurrentFFNet`); damping, learned,
             judged: as there.
-        predict: by "goodness", "head" or "both"; predict_layers: whose goodness counts, all if None; candidates: labels
-            whose goodness is measured, chosen by the head, all if None.
+        predict: by "goodness", "head" or "both"; predict_layers: whose goodness counts, all if none is named;
+            candidates: labels whose goodness is measured, chosen by the head, all if None.
         average: largest decay of the average of the weights that is used for prediction; 0: the weights themselves.
         epochs, mode, batch_size, seed: as for `training.fit`; the seed also draws the initial weights.
         optimizer: "adam", "adamw", "sgd" or "hinton_sgd"; lr, weight_decay, momentum (the latter two): its arguments.
@@ -109,7 +109,7 @@ class TrainConfig:
     head_weight_decay: float = 0.003
     head_epochs: int = 0
     predict: str = "goodness"
-    predict_layers: tuple[int, ...] | None = None
+    predict_layers: tuple[int, ...] = ()
     candidates: int | None = None
     average: float = 0.0
     epochs: int | None = None
@@ -174,12 +174,10 @@ class TrainConfig:
         checks.dropout(self.dropout)
         checks.number("label_strength", self.label_strength)
         for name in ("head_layers", "predict_layers"):
-            for layer in getattr(self, name) or ():
+            for layer in getattr(self, name):
                 checks.count(name, layer, 1, len(self.hidden), "layers are numbered from 1")
         if len(set(self.head_layers)) != len(self.head_layers):
             raise ValueError(f"head_layers must name each layer once, got {self.head_layers}")
-        if self.predict_layers == ():
-            raise ValueError("predict_layers must name at least one layer")
         checks.option("predict", self.predict, PREDICT)
         if self.candidates is not None:
             checks.count("candidates", self.candidates, 1, 2**31, "labels whose goodness is measured")
@@ -301,7 +299,7 @@ class TrainConfig:
             "num_classes": num_classes, "label_strength": None if self.negatives == "hybrid" else self.label_strength,
             "minimize": self.direction == "minimize", "head": head, "predict_by": self.predict,
             "candidates": self.candidates,
-            "predict_layers": None if self.predict_layers is None else [layer - 1 for layer in self.predict_layers],
+            "predict_layers": [layer - 1 for layer in self.predict_layers] or None,
         }  # fmt: skip
         if self.recurrent:
             dynamics: dict[str, Any] = {"damping": self.damping, "learned": self.learned, "judged": self.judged}

@@ -51,7 +51,7 @@ class Hinton(TrainConfig):
     negatives: str = "hard"
     head_layers: tuple[int, ...] = (2, 3)
     predict: str = "both"
-    predict_layers: tuple[int, ...] | None = (2, 3)
+    predict_layers: tuple[int, ...] = (2, 3)
     average: float = 0.98
     epochs: int | None = 40
     batch_size: int | None = 250
@@ -137,8 +137,9 @@ def describe() -> str:
     """What --list-presets prints: each preset's docstring, and its fields as the flags that would set them."""
     parts = []
     for name, preset in PRESETS.items():
-        flags = " ".join(_flag(field, value) for field, value in differences(preset).items())
-        wrapped = textwrap.wrap(flags, 96, break_on_hyphens=False, break_long_words=False)
+        flags = [_flag(field, value) for field, value in differences(preset).items()]
+        whole = " ".join(flag.replace(" ", "\0") for flag in flags)  # a line ends after a flag's values
+        wrapped = [line.replace("\0", " ") for line in textwrap.wrap(whole, 96, break_on_hyphens=False)]
         parts.append("\n  ".join([name, *filter(None, (inspect.getdoc(preset) or "").splitlines()), *wrapped]))
     return "\n\n".join(parts)
 

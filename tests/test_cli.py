@@ -312,11 +312,11 @@ def test_config_builds_the_pieces():
     assert (net.minimize, net.predict_by, net.predict_layers, net.candidates) == (True, "both", (1,), 2)
     assert (net.head.layers, net.head.optimizer) == ((1, 0), ff.HintonSGD(lr=0.3, weight_decay=0.01))
     assert net.average.decay == 0.9
-    assert config.build_negatives() == ff.HardLabels()
+    assert config.build_negatives((1, 4, 5)) == ff.HardLabels()
     assert config.build_augment((1, 4, 5)) == ff.Shift(2, (1, 4, 5))
     assert config.build_losses() is None
     plain = TrainConfig(hidden=(6, 5), loss="hinge", margin=2.0)
-    assert (plain.build_augment((1, 4, 5)), plain.build_negatives()) == (None, ff.UniformLabels())
+    assert (plain.build_augment((1, 4, 5)), plain.build_negatives((1, 4, 5))) == (None, ff.UniformLabels())
     assert plain.build_losses() == [ff.Hinge(2.0, 6.0), ff.Hinge(2.0, 5.0)]
     assert (plain.build_net(20, 3).head, plain.build_net(20, 3).average) == (None, None)
     assert TrainConfig(loss="symba", alpha=2.0).build_losses() == [ff.SymBa(2.0)] * 2
