@@ -20,6 +20,7 @@ from .state import OptimizerState
 
 if TYPE_CHECKING:
     from .average import WeightAverage
+    from .capture import CapturedStep
     from .head import SoftmaxHead
     from .training import Record
 
@@ -567,6 +568,23 @@ class FFNet(nn.Module):
         )  # fmt: skip
         up, down = (g := self._g(list(totals)))[:, :batch], g[:, batch:]
         return NetStep(down, up, loss) if self.minimize else NetStep(up, down, loss)
+
+    def capture(self, *inputs: Tensor) -> CapturedStep:
+        """A training step on inputs like these as a CUDA graph: the host launches it at once, however many kernels run.
+
+        Args:
+            inputs: (x_pos, x_neg) captures `step`, (x, labels_pos, labels_neg) captures `label_step`. Their shapes and
+                dtypes are those of every later call; their values do not matter and nothing is trained.
+
+        Returns:
+            A function of such inputs that returns what the step would; see `ffkernels.capture.CapturedStep`.
+
+        Raises:
+            TypeError, RuntimeError: wrong inputs, or inputs that are not on a GPU.
+        """
+        from .capture import CapturedStep
+
+        return CapturedStep(self, inputs)
 
     def fit(self, data: Any, labels: Tensor | None = None, **options: Any) -> list[Record]:
         """Train on tensors or on a DataLoader; see `ffkernels.training.fit` for the options and what it returns."""

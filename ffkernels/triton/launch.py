@@ -19,7 +19,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..dropout import drop_below
 from ..optim import state_dtype
-from . import plan
+from . import plan, tune
 from .device import describe
 from .dropout import dropout_kernel
 from .forward import forward_kernel
@@ -118,6 +118,12 @@ def _layer(
         x.shape[0], weight.shape[1], weight.shape[0], name, precision, bias is not None, normalize, activation, **more
     )
     return replace(layer, x_unit=_unit(x, device, layer.kind), w_unit=_unit(weight, device, layer.kind)), device
+
+
+def _plan(op: str, layer: Layer, device: Device, x: Tensor) -> tuple[Launch, ...]:
+    if tune.enabled():
+        tune.ensure(layer, device, x)
+    return plan.plan(op, layer, device)
 
 
 def _row_constants(layer: Layer, eps: float) -> tuple[float, float]:
@@ -289,7 +295,7 @@ def _forward_op(
     y, goodness, p = _outputs(x, layer.rows, layer.cols, return_p)
     if layer.rows == 0:
         return y, goodness, p
-    first, *rest = plan.plan(op, layer, device)
+    first, *rest = _plan(op, layer, device, x)
     parts = _parts(goodness, first, layer.cols)
     prepared = [
         _forward(first, layer, x, weight, bias, eps, y, p if return_p else None, parts, sqnorm, None, None, labels,
@@ -339,7 +345,7 @@ def _given_update(
         sqnorm_parts=int(x_sqnorm is not None), peer=row_term is not None,
     )  # fmt: skip
     layer = replace(layer, y_unit=_unit(y, device, layer.kind))
-    launches = plan.plan(op, layer, device)
+    launches = _plan(op, layer, device, x)
     prepared, sqnorm = [], None
     if normalize != "none":
         if x_sqnorm is not None:
@@ -435,7 +441,7 @@ def _step(
         candidates=0 if labels is None else labels.candidates, num_classes=0 if labels is None else labels.num_classes,
     )  # fmt: skip
     layer = replace(layer, rows=y.shape[0], y_unit=_unit(y, device, layer.kind))
-    first, *rest = plan.plan("ff_step_", layer, device)
+    first, *rest = _plan("ff_step_", layer, device, x)
     parts = _parts(goodness, first, layer.cols)
     p = torch.empty_strided(y.shape, y.stride(), dtype=y.dtype, device=y.device) if activation != "relu" else None
     own_norm = None

@@ -85,6 +85,9 @@ _AMPERE_SMALL = {
 _HOPPER = {
     "16bit": (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 4), Tile(64, 64, 64, 4, 4), Tile(64, 32, 64, 4, 4)),
     "tf32": (Tile(128, 128, 32, 8, 4), Tile(64, 64, 32, 4, 4), Tile(64, 32, 32, 4, 4)),
+    # 32 rows keep it on mma.sync. wgmma takes TF32 only with the sum's index contiguous, which an update's operands do
+    # not have, and Triton 3.7 rewrites registers that such a product still reads (the PTX interpreter found it).
+    "tf32 update": (Tile(32, 128, 32, 4, 4), Tile(32, 64, 32, 4, 4)),
     "medium": (Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 4, 3), Tile(64, 32, 32, 4, 3)),
     "exact": (Tile(64, 64, 16, 4, 3), Tile(32, 32, 32, 4, 3)),
 }
@@ -129,8 +132,10 @@ def candidates(arch: str, kind: str, update: bool = False) -> tuple[Tile, ...]:
     An update keeps more in registers beside its accumulators (scaled y, sums for the bias, weight and state) and takes
     no tile above 128 x 128.
     """
-    tiles = TABLE[nearest(arch)][kind]
-    return tuple(t for t in tiles if t.m * t.n <= 128 * 128) if update else tiles
+    table = TABLE[nearest(arch)]
+    if not update:
+        return table[kind]
+    return table.get(f"{kind} update") or tuple(t for t in table[kind] if t.m * t.n <= 128 * 128)
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -172,7 +177,7 @@ def predicted_clocks(
     )
     products = 2 * tile.m * tile.n * tile.k / rate
     loads = (tile.m + tile.n) * tile.k * item / device.l2_bytes
-    if device.wgmma and kind != "exact":  # a warp group multiplies 64 rows by all columns
+    if device.wgmma and kind != "exact" and tile.m >= 64:  # a warp group multiplies 64 rows by all columns
         fragments = tile.m // 64 * (64 + tile.n) * tile.k * item / 128
     else:  # a warp multiplies its part of the tile, about as high as wide
         down = 1 << (tile.warps.bit_length() // 2)
@@ -182,9 +187,20 @@ def predicted_clocks(
     return busiest * steps * max(products, loads, fragments) + rounds * BLOCK_OVERHEAD
 
 
-@functools.lru_cache(maxsize=4096)
+Shape = tuple[int, int, int, str]  # m, n, k and the kind of the operands
+# What was measured on the GPU at hand (tune.py) goes before what is predicted.
+measured_forward: dict[Shape, Tile] = {}
+measured_update: dict[Shape, tuple[Tile, int]] = {}
+
+
 def choose(device: Device, m: int, n: int, k: int, kind: str, item: int) -> Tile:
-    """The tile of the table with the least predicted time; of equals the larger one, which moves fewer bytes."""
+    """The tile that was measured to be fastest; else that of the table with the least predicted time."""
+    return measured_forward.get((m, n, k, kind)) or _predict(device, m, n, k, kind, item)
+
+
+@functools.lru_cache(maxsize=4096)
+def _predict(device: Device, m: int, n: int, k: int, kind: str, item: int) -> Tile:
+    """Of equals the larger one, which moves fewer bytes."""
     tiles = [t for t in candidates(device.arch, kind) if t.shared(item) <= device.shared]
     return min(tiles, key=lambda t: (predicted_clocks(t, device, m, n, k, kind, item), -t.m * t.n))
 
@@ -193,7 +209,6 @@ MIN_SPLIT_ROWS = 128  # terms of the sum that a split has at least: fewer do not
 MAX_WORKSPACE = 0.1  # of a step's bytes: the L2 cache holds a workspace only while nothing else needs it
 
 
-@functools.lru_cache(maxsize=4096)
 def choose_split(device: Device, m: int, n: int, k: int, kind: str, item: int) -> tuple[Tile, int]:
     """Tile and number of parts of an update: a product (m, n) weights over k rows.
 
@@ -202,25 +217,27 @@ def choose_split(device: Device, m: int, n: int, k: int, kind: str, item: int) -
     through L2 and back, so it is done where the predicted time with both is less. Parts are powers of two; writing and
     reading them may add MAX_WORKSPACE to what the step reads and writes anyway (x and y twice, weights and moments).
     """
+    return measured_update.get((m, n, k, kind)) or _predict_split(device, m, n, k, kind, item)
+
+
+def splits_of(m: int, n: int, k: int, item: int) -> list[int]:
+    """The numbers of parts that the sum of an update may have."""
     step_bytes = 2 * item * k * (m + n) + 7 * 4 * m * n
-    best: tuple[float, int, int] | None = None
-    chosen: tuple[Tile, int] | None = None
-    for tile in candidates(device.arch, kind, update=True):
-        if tile.shared(item) > device.shared:
-            continue
-        splits = 1
-        while splits == 1 or ceil_div(k, splits) >= MIN_SPLIT_ROWS:
-            clocks = predicted_clocks(tile, device, m, n, k, kind, item, splits)
-            if splits > 1:
-                clocks += LAUNCH_OVERHEAD + 2 * 4 * splits * m * n / (device.l2_bytes * device.sms)
-            key = (clocks, splits, -tile.m * tile.n)
-            if best is None or key < best:
-                best, chosen = key, (tile, splits)
-            splits *= 2
-            if splits > 64 or 2 * 4 * splits * m * n > MAX_WORKSPACE * step_bytes:
-                break
-    assert chosen is not None, f"no tile of {device.arch} fits into {device.shared} bytes of shared memory"
-    return chosen
+    powers = (2, 4, 8, 16, 32, 64)
+    return [1] + [
+        s for s in powers if ceil_div(k, s) >= MIN_SPLIT_ROWS and 2 * 4 * s * m * n <= MAX_WORKSPACE * step_bytes
+    ]
+
+
+@functools.lru_cache(maxsize=4096)
+def _predict_split(device: Device, m: int, n: int, k: int, kind: str, item: int) -> tuple[Tile, int]:
+    def clocks(tile: Tile, splits: int) -> float:
+        second = LAUNCH_OVERHEAD + 2 * 4 * splits * m * n / (device.l2_bytes * device.sms) if splits > 1 else 0
+        return predicted_clocks(tile, device, m, n, k, kind, item, splits) + second
+
+    fitting = [t for t in candidates(device.arch, kind, update=True) if t.shared(item) <= device.shared]
+    options = [(tile, splits) for tile in fitting for splits in splits_of(m, n, k, item)]
+    return min(options, key=lambda o: (clocks(*o), o[1], -o[0].m * o[0].n))
 
 
 def group_rows(tile: Tile, device: Device, m: int, n: int, item: int) -> int:

@@ -1,0 +1,92 @@
+"""Triton kernels as compiled for sm_80 and sm_90, executed by the PTX interpreter through the backend's own launcher.
+
+Every access is checked while they run; results are compared with float64, and between two orders of the blocks.
+"""
+
+import cases
+import pytest
+import torch
+from test_ops import check, run
+from triton_cases import ARCHS, MODES, compiled_once, on_ptx, table  # noqa: F401
+
+pytest.importorskip("triton")
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
+
+def arguments(op, mode, shape, **more):
+    """Valid arguments in a mode; the optimizer keeps the gradient, so that it is seen."""
+    dtype, precision = MODES[mode]
+    rows, depth, cols = shape
+    given = cases.arguments(op, rows=rows, depth=depth, cols=cols, dtype=dtype, optimizer="sgd-momentum", **more)
+    if op == "ff_network_step_":
+        for record in given["layers"]:
+            record.precision = precision
+    else:
+        given["precision"] = precision
+    return given
+
+
+def verify(op, mode, given):
+    """Results against float64 by the rule of all backends, with TF32 as test_ops.test_precision has it."""
+    import independent
+
+    if mode not in ("tf32", "medium"):
+        return check(op, given, MODES[mode][0])
+    results = run(op, given)
+    exact = independent.computed_by_torch(op, given, torch.float64)
+    for name, true in exact.items():
+        bf16 = independent.computed_by_torch(op, given, torch.bfloat16)[name]
+        allowed = true + 1e-3 * true.abs().max() if mode == "tf32" else bf16
+        independent.assert_as_exact_as_torch(results[name], true, allowed, name)
+    return results
+
+
+def matrix(update):
+    for arch in ARCHS:
+        for mode in MODES:
+            for i, tile in enumerate(table(arch, mode, update)):
+                yield pytest.param(arch, mode, tile, id=f"sm_{arch}-{mode}-{tile.m}x{tile.n}x{tile.k}-{i}")
+
+
+def in_both_orders(op, mode, given, arch, tile, splits=1):
+    with on_ptx(arch, tile, splits) as reports:
+        first = verify(op, mode, given)
+    with on_ptx(arch, tile, splits, seed=7):
+        second = run(op, given)
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+    return [report.kernel for report in reports]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("arch", "mode", "tile"), list(matrix(update=False)))
+def test_forward(arch, mode, tile):
+    """Two tiles each way and ragged edges; rows of whole 16 bytes, so that copies are as wide as they get."""
+    given = arguments("ff_forward", mode, (tile.m + 6, 2 * tile.k + 8, tile.n + 8)) | {"x_sqnorm": None}
+    assert in_both_orders("ff_forward", mode, given, arch, tile) == ["forward_kernel", "goodness_kernel"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("arch", "mode", "tile"), list(matrix(update=True)))
+def test_update(arch, mode, tile):
+    given = arguments("ff_update_", mode, (2 * tile.k + 6, tile.n + 8, tile.m + 8))
+    assert in_both_orders("ff_update_", mode, given, arch, tile) == ["update_kernel"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("arch", "mode", "tile"), list(matrix(update=True)))
+def test_labelled_step(arch, mode, tile):
+    size = max(tile.m, tile.n) + 8
+    given = arguments("ff_label_step_", mode, (tile.k + 6, size, size))
+    names = in_both_orders("ff_label_step_", mode, given, arch, tile)
+    assert names == ["label_forward_kernel", "label_update_kernel"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("arch", ARCHS)
+def test_split_step(arch, mode):
+    """Three launches: forward, the parts of the gradient, their sum and the optimizer. Rows of odd length."""
+    tile = table(arch, mode, True)[-1]
+    given = arguments("ff_step_", mode, (3 * tile.k + 5, tile.n + 3, tile.m + 9))
+    names = in_both_orders("ff_step_", mode, given, arch, tile, splits=2)
+    assert names == ["forward_kernel", "update_kernel", "reduce_kernel"]
