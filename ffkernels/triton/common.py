@@ -136,6 +136,6 @@ def logistic(goodness, sign, inv_divisor, threshold, temperature):
     u = v / temperature
     e = tl.exp(-tl.abs(u))
     w = 1.0 + e
-    log1p = tl.where(w == 1.0, e, tl.log(w) * (e / (w - 1.0)))  # exact where 1 + e is not
+    log1p = tl.log(w) * (e / tl.where(w == 1.0, 1.0, w - 1.0)) + tl.where(w == 1.0, e, 0.0)  # exact where 1 + e is not
     slope = tl.where(u < 0.0, e, 1.0) / w
     return tl.where(v < 0.0, 0.0, v) + temperature * log1p, slope

@@ -70,5 +70,5 @@ def write_mean(
         total += tl.load(sums + n, mask=n < N, other=0.0)
         count += tl.load(counts + i)
         sums += N
-    new = tl.where(count > 0.0, 0.9 * old + 0.1 * (total / count), old)
+    new = tl.where(count > 0.0, 0.9 * old + 0.1 * (total / tl.maximum(count, 1.0)), old)
     tl.store(mean + n, new, mask=n < N)

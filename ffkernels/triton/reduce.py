@@ -57,7 +57,7 @@ def reduce_kernel(
         grad = add_parts(parts + start, splits, size, at, mask)
         finish(grad, weight, slot0, slot1, start, at, mask, numbers, EPILOGUE, False)
     elif bias is not None:
-        start = (pid - blocks) * BLOCK
+        start = (pid - blocks).to(tl.int64) * BLOCK
         mask = start + at < N
         grad = add_parts(bias_parts + start, splits, N, at, mask)
         finish(grad, bias, bias_slot0, bias_slot1, start, at, mask, numbers, EPILOGUE, True)

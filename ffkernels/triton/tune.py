@@ -109,19 +109,16 @@ def measure(layer: Layer, device: Device, like: Tensor, timer: Timer) -> None:
             )
             _fastest(tiles.measured_forward, forward, fitting, run, timer)
         if update not in tiles.measured_update:
-            fitting = [
-                t
-                for t in tiles.candidates(device.arch, layer.kind, update=True)
-                if t.shared(layer.item) <= device.shared
-            ]
-            options = [(tile, splits) for tile in fitting for splits in tiles.splits_of(m)]
+            allowed = tiles.candidates(device.arch, layer.kind, update=True)
+            fitting = [t for t in allowed if t.shared(layer.item) <= device.shared]
+            options = [(tile, splits) for tile in fitting for splits in tiles.splits_of(n, k, m, layer.item)]
             state = [torch.zeros((), device=like.device), *(torch.zeros(n, k, device=like.device) for _ in range(2))]
             adam = [1e-3, 0.9, 0.999, 1e-8, 0.0]
-            run = functools.partial(
+            step = functools.partial(
                 launch.ff_update_, x, y, vector, weight, None, state, "adam", None, adam, vector, "l2", 1e-4, "relu",
                 None, None, layer.precision,
             )  # fmt: skip
-            _fastest(tiles.measured_update, update, options, run, timer)
+            _fastest(tiles.measured_update, update, options, step, timer)
 
 
 def ensure(layer: Layer, device: Device, like: Tensor) -> None:
