@@ -80,10 +80,7 @@ def forward_kernel(
     OWN_NORM: tl.constexpr = sqnorm is None and NORMALIZE != "none"
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    if x_again is not None:
-        FOLD: tl.constexpr = 128 // x_again.dtype.element_ty.primitive_bitwidth
-    else:
-        FOLD: tl.constexpr = 1
+    FOLD: tl.constexpr = 1 if x_again is None else 128 // x_again.dtype.element_ty.primitive_bitwidth
     squares = tl.zeros((BLOCK_M, BLOCK_K // FOLD), tl.float32)
     for k in range(0, K, BLOCK_K):
         a = load_tile(x, row, k, M, K, x_stride, BLOCK_M, BLOCK_K, X_UNIT)
