@@ -226,8 +226,11 @@ def ninja_file(sources: list[str], archs: list[str], torch: Path, folder: Path, 
 
 
 cxx, nvcc = choose_build()
-suffixes = {".cpp", ".cu"} if nvcc else {".cpp"}
-sources = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*") if path.suffix in suffixes)
+sources = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in (ROOT / "csrc").rglob("*")
+    if path.suffix in (".cpp", ".cu") and (nvcc or path.parent.name != "cuda")
+)
 setup(
     ext_modules=[Extension("ffkernels._C", sources, py_limited_api=True)] if cxx else [],
     cmdclass={"build_ext": BuildWithNinja},

@@ -9,6 +9,8 @@
 #include "text_arguments.h"
 #ifdef FFKERNELS_WITH_CUDA
 #include "cuda/device.h"
+#include "cuda/ops.h"
+#include "cuda/record.h"
 #endif
 
 namespace {
@@ -60,3 +62,35 @@ STABLE_TORCH_LIBRARY_IMPL(ffkernels, CPU, m) {
   m.impl("ff_label_forward.cpu", TORCH_BOX(&ffkernels::cpu::ff_label_forward));
   m.impl("ff_label_step_.cpu", TORCH_BOX(&ffkernels::cpu::ff_label_step_));
 }
+
+#ifdef FFKERNELS_WITH_CUDA
+namespace {
+
+template <class Library>
+void register_cuda(Library& m) {
+  m.impl("ff_forward.cuda", TORCH_BOX(&ffkernels::cuda::ff_forward));
+  m.impl("ff_grad.cuda", TORCH_BOX(&ffkernels::cuda::ff_grad));
+  m.impl("ff_update_.cuda", TORCH_BOX(&ffkernels::cuda::ff_update_));
+  m.impl("ff_step_.cuda", TORCH_BOX(&ffkernels::cuda::ff_step_));
+  m.impl("ff_network_step_.cuda", TORCH_BOX(&ffkernels::cuda::ff_network_step_));
+  m.impl("ff_label_forward.cuda", TORCH_BOX(&ffkernels::cuda::ff_label_forward));
+  m.impl("ff_label_step_.cuda", TORCH_BOX(&ffkernels::cuda::ff_label_step_));
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(ffkernels, m) {
+  m.def("cuda_record(int capability, int multiprocessors, bool cooperative, int[] resident) -> ()");
+  m.def("cuda_recorded() -> (str, Tensor[])");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(ffkernels, CompositeExplicitAutograd, m) {
+  m.impl("cuda_record", TORCH_BOX(&ffkernels::cuda::cuda_record));
+  m.impl("cuda_recorded", TORCH_BOX(&ffkernels::cuda::cuda_recorded));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(ffkernels, CUDA, m) { register_cuda(m); }
+
+// On CPU tensors they record a plan (cuda/record.h), or refuse.
+STABLE_TORCH_LIBRARY_IMPL(ffkernels, CPU, m) { register_cuda(m); }
+#endif

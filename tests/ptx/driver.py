@@ -59,10 +59,13 @@ class In:
 
 @dataclass
 class Struct:
-    """An argument that is passed by value: its bytes, and the memory whose addresses stand in them."""
+    """An argument that is passed by value: its bytes, and the memory whose addresses stand in them.
+
+    pointers: what is pointed at, by the pointer's offset in data; (memory, bytes) points so far into it.
+    """
 
     data: bytes
-    pointers: dict[int, torch.Tensor | Out | In]  # by offset in data
+    pointers: dict[int, torch.Tensor | Out | In | tuple[torch.Tensor | Out | In, int]]
 
 
 @dataclass
@@ -81,6 +84,7 @@ class _View:
 
     argument: Any  # the tensor, or what holds it
     place: tuple[int, int]  # index of the argument, offset of the address in it
+    skipped: int = 0  # bytes of it that lie before the address
 
     @property
     def tensor(self) -> torch.Tensor:
@@ -96,9 +100,10 @@ def _views(args: list[Any]) -> list[_View]:
     found = []
     for i, arg in enumerate(args):
         inside = arg.pointers if isinstance(arg, Struct) else {0: arg}
-        found += [
-            _View(a, (i, offset)) for offset, a in inside.items() if isinstance(a, (torch.Tensor, Out, In, TensorMap))
-        ]
+        for offset, part in inside.items():
+            memory, skipped = part if isinstance(part, tuple) else (part, 0)
+            if isinstance(memory, (torch.Tensor, Out, In, TensorMap)):
+                found.append(_View(memory, (i, offset), skipped))
     return found
 
 
@@ -286,7 +291,7 @@ def run(
                 f"{kernel}: argument {v.place[0]} is on {v.tensor.device}; the interpreter runs on CPU tensors"
             )
     allocations = _allocate(views, program.next_window)
-    addresses = {v.place: a.base + v.tensor.data_ptr() - a.start for a in allocations for v in a.views}
+    addresses = {v.place: a.base + v.tensor.data_ptr() - a.start + v.skipped for a in allocations for v in a.views}
     params = _pack(program, args, addresses)
     lib = engine.library()
     launch = engine.Launch(

@@ -1,0 +1,148 @@
+#include "cuda/plan.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace ffkernels::cuda {
+namespace {
+
+// Layers of one launch, and what a stage of them has to do.
+struct Part {
+  Math math;
+  Params params{};
+  int32_t stages = 0;
+
+  int64_t items(int32_t stage) const {
+    int64_t items = 0;
+    if (stage < params.layers) {
+      const Layer& layer = params.layer[stage];
+      const int64_t rows = stage == 0 ? params.rows / params.labels.candidates : params.rows;
+      items += layer.forward ? forward_items(rows, layer.cols) : layer.coef.data != nullptr ? tiles(rows) : 0;
+    }
+    if (stage > 0 && params.layer[stage - 1].update) {
+      const Layer& layer = params.layer[stage - 1];
+      items += update_items(layer.cols, layer.depth, layer.splits);
+    }
+    return items;
+  }
+};
+
+// The layers from `begin` on that fit into a launch, which `begin` is moved behind. The forward pass of a layer writes
+// the next one's input where that has dropout, so such a neighbour comes along, without work of its own.
+Part take_part(const Problem& problem, size_t& begin) {
+  const auto dropped = [&](size_t i) { return i < problem.layers.size() && problem.layers[i].dropout > 0; };
+  Part part{problem.maths[begin]};
+  size_t count = 1;
+  while (count < kMaxLayers && begin + count < problem.layers.size() && problem.maths[begin + count] == part.math) {
+    ++count;
+  }
+  if (count == kMaxLayers && dropped(begin + count)) --count;
+  Params& params = part.params;
+  params.rows = problem.rows;
+  params.labels = problem.labels;
+  if (begin > 0) {
+    params.labels = Labels{};
+    params.labels.candidates = 1;
+  }
+  params.dropout_seed = problem.dropout_seed;
+  std::copy_n(problem.layers.begin() + begin, count, params.layer);
+  params.layer[0].dropout = 0;  // its input is there already
+  params.layers = static_cast<int32_t>(count);
+  if (dropped(begin + count)) {
+    Layer& neighbour = params.layer[params.layers++];
+    neighbour = problem.layers[begin + count];
+    neighbour.forward = neighbour.update = 0;
+    neighbour.coef = {};
+  }
+  bool updates = false;
+  for (size_t i = 0; i < count; ++i) updates |= params.layer[i].update != 0;
+  part.stages = updates ? params.layers + 1 : params.layers;
+  begin += count;
+  return part;
+}
+
+}  // namespace
+
+int32_t choose_splits(int64_t row_tiles, int64_t weight_tiles, int64_t forward_steps, int64_t capacity) {
+  // Time in units of one step of a tile's product, which loads 16 KiB; the sums of a tile are as large.
+  int64_t best = 1, least = 0;
+  for (int64_t splits = 1; splits <= std::max<int64_t>(row_tiles, 1); ++splits) {
+    const int64_t steps = (row_tiles + splits - 1) / splits;
+    const int64_t item = steps + (splits > 1 ? 1 + splits : 0);
+    const int64_t items = weight_tiles * splits;
+    const int64_t alone = (items + capacity - 1) / capacity * item;    // in waves of blocks
+    const int64_t shared = (forward_steps + items * item) / capacity;  // beside the forward pass
+    const int64_t time = std::max(alone, shared);
+    if (splits == 1 || time < least) best = splits, least = time;
+  }
+  return static_cast<int32_t>(best);
+}
+
+std::string describe(const Problem& problem) {
+  std::string text = std::string(problem.op) + " of " + std::to_string(problem.base_rows());
+  if (!problem.layers.empty()) text += " x " + std::to_string(problem.layers[0].depth);
+  for (const Layer& layer : problem.layers) text += " -> " + std::to_string(layer.cols);
+  return text;
+}
+
+void set_splits(Problem& problem, const Device& device) {
+  if (device.capability < 80) {
+    throw std::runtime_error("the CUDA kernels need a GPU of compute capability 8.0 or newer, this one has " +
+                             std::to_string(device.capability / 10) + "." + std::to_string(device.capability % 10));
+  }
+  for (size_t i = 0; i < problem.layers.size(); ++i) {
+    Layer& layer = problem.layers[i];
+    const Math math = problem.maths[i];
+    if (device.capacity(math) < 1) {
+      throw std::runtime_error(describe(problem) + ": kernel " + kernel_name(math) + " needs " +
+                               std::to_string(shared_bytes(math)) +
+                               " bytes of shared memory a block, more than this GPU has");
+    }
+    int64_t forward_steps = 0;
+    if (i + 1 < problem.layers.size()) {
+      const Layer& above = problem.layers[i + 1];
+      forward_steps = forward_items(problem.rows, above.cols) * tiles(above.depth);
+    }
+    layer.splits = choose_splits(tiles(problem.rows), update_items(layer.cols, layer.depth, 1), forward_steps,
+                                 device.capacity(math));
+  }
+}
+
+WorkspaceSizes workspace_sizes(const Problem& problem) {
+  int64_t widest = 0, weight_tiles = 0, split_items = 0, most_rows = 0;
+  bool peers = false;
+  for (size_t i = 0; i < problem.layers.size(); ++i) {
+    const Layer& layer = problem.layers[i];
+    widest = std::max<int64_t>(widest, layer.cols);
+    weight_tiles = std::max(weight_tiles, update_items(layer.cols, layer.depth, 1));
+    most_rows = std::max(most_rows, problem.rows_of(i));
+    peers |= layer.peer_mean != nullptr;
+    if (layer.splits > 1) split_items = std::max(split_items, update_items(layer.cols, layer.depth, layer.splits));
+  }
+  return {word_count(most_rows, weight_tiles),
+          partial_count(problem.rows, widest),
+          loss_partial_count(most_rows),
+          row_vector_count(problem.rows),
+          split_count(split_items),
+          peers ? column_count(problem.rows, widest) : 0};
+}
+
+std::vector<Launch> plan(const Problem& problem, const Workspace& workspace, const Device& device) {
+  std::vector<Launch> launches;
+  for (size_t begin = 0; begin < problem.layers.size();) {
+    Part part = take_part(problem, begin);
+    part.params.workspace = workspace;
+    const bool together = part.stages == 1 || device.cooperative;
+    for (int32_t stage = 0; stage < part.stages; stage += together ? part.stages : 1) {
+      const int32_t end = together ? part.stages : stage + 1;
+      int64_t items = 1;
+      for (int32_t s = stage; s < end; ++s) items = std::max(items, part.items(s));
+      part.params.stage_begin = stage;
+      part.params.stage_end = end;
+      launches.push_back({part.math, std::min(items, device.capacity(part.math)), end - stage > 1, part.params});
+    }
+  }
+  return launches;
+}
+
+}  // namespace ffkernels::cuda
