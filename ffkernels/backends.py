@@ -6,6 +6,7 @@ Every op is registered once a backend, as an overload of the same name (``ffkern
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -32,19 +33,44 @@ class Kernel:
     dtypes: tuple[torch.dtype, ...]
 
 
-def _no_kernels(name: str) -> Callable[[], str | None]:
-    return lambda: None if any(backend == name for _, backend in _KERNELS) else "this version has no kernels for it"
-
-
 def _cpu_unavailable() -> str | None:
     reason = _extension.unavailable()
     if reason is not None:
         return reason
+    return _out_of_date("cpu", "CPU")
+
+
+def _out_of_date(backend: str, key: str) -> str | None:
+    """An extension left over from an older version beside newer Python files."""
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-    missing = [op for op in _CPU_OPS if not has_kernel(f"ffkernels::{op}.cpu", "CPU")]
-    if missing:  # an extension left over from an older version beside newer Python files
+    missing = [op for op, b in _KERNELS if b == backend and not has_kernel(f"ffkernels::{op}.{backend}", key)]
+    if missing:
         return f"the compiled extension is out of date: it lacks {', '.join(missing)}; build it again"
     return None
+
+
+def _cuda_unavailable() -> str | None:
+    reason = _extension.unavailable()
+    if reason is not None:
+        return reason
+    build, seen = _extension.build_info() or {}, _extension.cuda_devices() or {}
+    if build["cuda"] is None:
+        return "the compiled extension was built without CUDA (FFKERNELS_BUILD=cuda builds it, or says why not)"
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    if seen["driver"] is None:
+        return "there is no NVIDIA driver"
+    if seen["error"] is not None:
+        return f"the CUDA driver {seen['driver']} cannot be used: {seen['error']}"
+    if not seen["devices"]:
+        return "there is no CUDA device"
+    capability = seen["devices"][0]["capability"]
+    if float(capability) < 8:
+        return f"the GPU has compute capability {capability}, its kernels need 8.0 or newer"
+    if seen["kernel_error"] is not None:
+        archs = ", ".join(build["cuda_archs"])
+        return f"the extension was compiled for {archs}, not for the GPU's {capability}: {seen['kernel_error']}"
+    return _out_of_date("cuda", "CUDA")
 
 
 _KERNELS: dict[tuple[str, str], Kernel] = {}
@@ -52,7 +78,7 @@ _UNAVAILABLE: dict[str, Callable[[], str | None]] = {
     "reference": lambda: None,
     "cpu": _cpu_unavailable,
     "triton": triton_device.unavailable,
-    "cuda": _no_kernels("cuda"),
+    "cuda": functools.cache(_cuda_unavailable),
 }
 _chosen: dict[tuple[str, str, torch.dtype], Callable] = {}  # what kernel() has found under the present setting
 
@@ -72,11 +98,14 @@ _CPU_OPS = (
     "ff_label_step_",
     "apply_gradient_",
 )
+_CUDA_OPS = tuple(op for op in _CPU_OPS if op != "apply_gradient_")
 for _op in _CPU_OPS:
     register("cpu", _op, devices=("cpu",), dtypes=(torch.float32, torch.bfloat16))
     # Triton's interpreter multiplies the bit patterns of bf16
     bf16 = () if triton_device.interpreting() else (torch.bfloat16,)
     register("triton", _op, devices=("cuda",), dtypes=(torch.float32, torch.float16, *bf16))
+for _op in _CUDA_OPS:
+    register("cuda", _op, devices=("cuda",), dtypes=(torch.float32, torch.bfloat16, torch.float16))
 
 
 def unavailable(backend: str) -> str | None:
@@ -171,20 +200,74 @@ def _select(op: str, device: str, dtype: torch.dtype, setting: str | None = None
 
 
 def kernel(op: str, x: Tensor) -> Callable:
-    """The registered overload of ``op`` that runs for tensors like ``x``."""
+    """What runs ``op`` on tensors like ``x``: a registered overload, or what chooses one by the arguments' shapes."""
     key = (op, x.device.type, x.dtype)
     found = _chosen.get(key)
     if found is None:
         backend, _ = _select(*key)
-        found = _chosen[key] = getattr(getattr(torch.ops.ffkernels, op), backend)
+        found = _by_shape(op) if backend == "cuda" and _shape_decides(*key) else _overload(op, backend)
+        _chosen[key] = found
     return found
 
 
-def explain(op: str, x: Tensor) -> str:
-    """A sentence that says which backend runs ``op`` for tensors like ``x``, and why not another one."""
+def _overload(op: str, backend: str) -> Callable:
+    overload = getattr(getattr(torch.ops.ffkernels, op), backend)
+    if backend != "cuda" or os.environ.get("FFKERNELS_CHECK") != "1":
+        return overload
+    from .ops import _ENTRY_CHECKS
+
+    def checked(*args):  # the kernels of a GPU look at no value; the checks wait for it to do so
+        _ENTRY_CHECKS[op](*args)
+        return overload(*args)
+
+    return checked
+
+
+def _shape_decides(op: str, device: str, dtype: torch.dtype) -> bool:
+    """Whether both of a GPU's backends could run ``op`` and none is asked for."""
+    return current_backend() == "auto" and all(_refusal(b, op, device, dtype) is None for b in ("cuda", "triton"))
+
+
+def _by_shape(op: str) -> Callable:
+    from . import choice
+
+    overloads = {backend: _overload(op, backend) for backend in ("cuda", "triton")}
+
+    def call(x, *args):
+        return overloads[choice.predict_on(x, op, choice.layers_of_call(op, x, args)).faster](x, *args)
+
+    return call
+
+
+def explain(op: str, x: Tensor, *weights: Tensor) -> str:
+    """A sentence that says which backend runs ``op`` for tensors like ``x``, and why not another one.
+
+    Args:
+        weights: of the layers, from the input on: where a GPU has two backends, their shapes decide. Labels count as a
+            positive and a negative for each row of x.
+    """
     backend, against = _select(op, x.device.type, x.dtype)
+    if backend == "cuda" and _shape_decides(op, x.device.type, x.dtype):
+        if not weights:
+            against.append("triton: unless it is predicted to be faster, which depends on the shapes of the weights")
+        else:
+            backend, reason = _explain_shapes(op, x, weights)
+            against.append(reason)
     why = f"setting {current_backend()!r}" + (f"; not {', not '.join(against)}" if against else "")
     return f"{op} on {x.device.type} {str(x.dtype).removeprefix('torch.')} runs on {backend!r} ({why})"
+
+
+def _explain_shapes(op: str, x: Tensor, weights: tuple[Tensor, ...]) -> tuple[str, str]:
+    from . import checks, choice
+
+    layers = choice.layers_of(x, weights, [checks.precision(None)] * len(weights), 2 if "label" in op else 0)
+    predicted = choice.predict_on(x, op, layers)
+    times = {"cuda": predicted.cuda * 1e6, "triton": predicted.triton * 1e6}
+    slower = max(times, key=lambda name: times[name])
+    return predicted.faster, (
+        f"{slower}: for these shapes it is predicted to take {times[slower]:.0f} us, "
+        f"{predicted.faster} {times[predicted.faster]:.0f} us"
+    )
 
 
 def has_matrix_units(device: torch.device) -> bool:

@@ -31,6 +31,8 @@ _LIMITS = {
     86: Limits(99 * _KIB, 100 * _KIB, 48, 16),
     89: Limits(99 * _KIB, 100 * _KIB, 48, 24),
     90: Limits(227 * _KIB, 228 * _KIB, 64, 32),
+    100: Limits(227 * _KIB, 228 * _KIB, 64, 32),
+    120: Limits(99 * _KIB, 100 * _KIB, 48, 24),
 }
 
 
