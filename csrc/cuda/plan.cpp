@@ -73,7 +73,7 @@ int32_t choose_splits(int64_t row_tiles, int64_t weight_tiles, int64_t forward_s
     const int64_t alone = (items + capacity - 1) / capacity * item;    // in waves of blocks
     const int64_t shared = (forward_steps + items * item) / capacity;  // beside the forward pass
     const int64_t time = std::max(alone, shared);
-    if (splits == 1 || time < least) best = splits, least = time;
+    if (splits == 1 || 10 * time < 9 * least) best = splits, least = time;  // not for a few per cent
   }
   return static_cast<int32_t>(best);
 }
