@@ -225,7 +225,7 @@ def _overload(op: str, backend: str) -> Callable:
 
 def _shape_decides(op: str, device: str, dtype: torch.dtype) -> bool:
     """Whether both of a GPU's backends could run ``op`` and none is asked for."""
-    return current_backend() == "auto" and all(_refusal(b, op, device, dtype) is None for b in ("cuda", "triton"))
+    return current_backend() == "auto" and all(refusal(b, op, device, dtype) is None for b in ("cuda", "triton"))
 
 
 def _by_shape(op: str) -> Callable:

@@ -168,6 +168,7 @@ void set_label_pair(Call& call, const Tensor& x, const Tensor& labels_pos, const
   Labels& labels = call.problem.labels;
   labels.candidates = 2;
   labels.separate = 1;
+  call.problem.positive_rows = checked_int(x.size(0), "x");
   for (int c = 0; c < 2; ++c) {
     const Tensor& t = c == 0 ? labels_pos : labels_neg;
     const char* name = c == 0 ? "labels_pos" : "labels_neg";
@@ -485,7 +486,7 @@ std::tuple<Tensor, Tensor> ff_network_step_(
       layer.peer = static_cast<float>(peers[i]);
     }
     STD_TORCH_CHECK(dropouts[i] >= 0 && dropouts[i] < 1 && (i > 0 || dropouts[i] == 0), "dropouts: out of range");
-    layer.dropout = static_cast<float>(dropouts[i]);
+    layer.dropout = dropouts[i];
     layer.layer_index = static_cast<int32_t>(i);
     any_dropout |= dropouts[i] > 0;
     any_curved |= layer.activation != Activation::relu;
@@ -517,14 +518,6 @@ std::tuple<Tensor, Tensor> ff_network_step_(
   Tensor losses = call.new_tensor<1>({static_cast<int64_t>(count)}, ScalarType::Float);
   auto* total = static_cast<float*>(totals.mutable_data_ptr());
   auto* loss = static_cast<float*>(losses.mutable_data_ptr());
-  // Above a labelled first layer the rows' signs are those of its candidates, which later launches know nothing of.
-  std::optional<Tensor> signs;
-  if (labels_pos && (count >= kMaxLayers || problem.maths != std::vector<Math>(count, problem.maths[0]))) {
-    signs = call.new_tensor<1>({rows}, ScalarType::Float);
-    Tensor negative = torch::stable::narrow(*signs, 0, rows / 2, rows / 2);
-    torch::stable::fill_(*signs, 1.0);
-    torch::stable::fill_(negative, -1.0);
-  }
   run(call, scratch, [&] {
     for (size_t i = 0; i < count; ++i) {
       Layer& layer = problem.layers[i];
@@ -535,7 +528,6 @@ std::tuple<Tensor, Tensor> ff_network_step_(
       layer.gradient_y = {curved ? layer.p : layer.y, layer.y_stride, 1};
       layer.goodness = total + i * rows;
       layer.loss = loss + i;
-      if (signs && i > 0) layer.sign = {static_cast<const float*>(signs->const_data_ptr()), 1};
       if (i == 0) continue;
       const Layer& below = problem.layers[i - 1];
       const bool drops = layer.dropout > 0;

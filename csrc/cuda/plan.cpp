@@ -39,6 +39,7 @@ Part take_part(const Problem& problem, size_t& begin) {
   if (count == kMaxLayers && dropped(begin + count)) --count;
   Params& params = part.params;
   params.rows = problem.rows;
+  params.positive_rows = problem.positive_rows;
   params.labels = problem.labels;
   if (begin > 0) {
     params.labels = Labels{};

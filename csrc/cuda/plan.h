@@ -23,7 +23,8 @@ struct Device {
 // the rows of an update are split, and the workspace, are the plan's business.
 struct Problem {
   const char* op = "";
-  int32_t rows = 0;  // of y
+  int32_t rows = 0;           // of y
+  int32_t positive_rows = 0;  // see Params
   Labels labels{};
   const int64_t* dropout_seed = nullptr;
   std::vector<Layer> layers;
