@@ -6,6 +6,7 @@ import cases
 import pytest
 import torch
 import twin
+from cuda.arithmetic import TWINS
 
 import ffkernels as ff
 
@@ -15,32 +16,12 @@ pytestmark = needs_kernels
 slow = pytest.mark.slow
 
 
-def tf32(t):
-    """Rounded to 10 bits behind the binary point, halves away from zero, as cvt.rna does."""
-    bits = t.float().view(torch.int32)
-    return ((bits + 0x1000) & ~0x1FFF).view(torch.float32).to(t.dtype)
-
-
-def fp16(t):
-    return t.half().to(t.dtype)
-
-
-def times(rounded):
-    return lambda a, b: rounded(a) @ rounded(b).T
-
-
-def scaled_fp16_product(a, b):
-    """The factor a may be too small for fp16: its largest value is brought near 1 first, as the kernels do."""
-    scale = 2.0 ** -torch.ceil(torch.log2(a.abs().max().clamp(min=1e-30)))
-    return fp16(a * scale) @ fp16(b).T / scale
-
-
 MODES = {  # precision of float32 tensors or their dtype: that dtype, and the same computation by torch
-    "highest": (torch.float32, twin.FLOAT32),
-    "high": (torch.float32, twin.Arithmetic(torch.float32, times(tf32))),
-    "medium": (torch.float32, twin.MEDIUM),
-    "bf16": (torch.bfloat16, twin.BF16),
-    "fp16": (torch.float16, twin.Arithmetic(torch.float32, scaled_fp16_product, fp16)),
+    "highest": (torch.float32, TWINS["f32"]),
+    "high": (torch.float32, TWINS["tf32"]),
+    "medium": (torch.float32, TWINS["f32_bf16"]),
+    "bf16": (torch.bfloat16, TWINS["bf16"]),
+    "fp16": (torch.float16, TWINS["fp16"]),
 }
 
 
