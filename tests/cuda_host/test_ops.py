@@ -114,7 +114,7 @@ def test_learning_rate_in_a_tensor(op):
 def test_strided_arguments(op):
     """Every tensor that may be strided is: columns apart, transposed, or every other element of a vector."""
     given = arguments(op, (10, 12, 9), "highest", optimizer="sgd-plain")
-    free = {n: t for n, t in given.items() if isinstance(t, torch.Tensor)}
+    free = {n: t for n, t in given.items() if isinstance(t, torch.Tensor) and t.numel() > 1}
     if op in cases.IN_PLACE:
         free = {n: t for n, t in free.items() if n not in ("weight", "bias")}
     for name, t in free.items():
