@@ -1,0 +1,83 @@
+"""Faults planted in the kernels' sources: the interpreter, the comparison with float64 or the counters catch each."""
+
+import shutil
+
+import ptx
+import pytest
+
+from . import emulate
+from .test_kernels import arguments, assert_exact
+
+pytestmark = [pytest.mark.needs("nvcc"), pytest.mark.slow]
+
+STEP = ("ff_step_", (70, 70, 70), {"grid": 4})
+# name: (file, source, with the fault, how it shows, what to run)
+FAULTS = {
+    "no barrier between the warps of a slab": (
+        "gemm.cuh", "      __syncthreads();  // the step's slab", "      // the step's slab", "race", STEP),
+    "a wait that leaves a copy out": (
+        "gemm.cuh", "wait_for_copies<kAhead - 1>();", "wait_for_copies<kAhead>();", "not waited for", STEP),
+    "fragments in the wrong order": (
+        "gemm.cuh", "multiply<math>(sums + 16 * i + 4 * j, a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);",
+        "multiply<math>(sums + 16 * i + 4 * j, a[i], b[j / 2][j % 2 * 2 + 1], b[j / 2][j % 2 * 2]);", "wrong", STEP),
+    "a row too many": (
+        "gemm.cuh", "row < from.rows ? cols : 0", "row <= from.rows ? cols : 0", "out of range", STEP),
+    "a column too many": (
+        "gemm.cuh", "min(max(from.cols - col, 0), kEach)", "min(max(from.cols + 1 - col, 0), kEach)", "wrong",
+        ("ff_forward", (70, 71, 70), {})),
+    "chunks in their places": (
+        "gemm.cuh", "chunks == 8 ? chunk ^ (row & 7)", "chunks == 8 ? chunk", "bank conflicts", STEP),
+    "no store mask": (
+        "forward.cuh", "      if (b < rows) {\n        const int64_t to", "      {\n        const int64_t to",
+        "out of range", STEP),
+    "shared memory reused too early": (
+        "stages.cuh", "      __syncthreads();  // the item before", "      // the item before", "race",
+        ("ff_step_", (70, 70, 70), {"grid": 1})),
+    "no release in the grid's barrier": (
+        "ptx.cuh", "atom.acq_rel.gpu", "atom.acquire.gpu", "race", STEP),
+    "no acquire in the grid's barrier": (
+        "ptx.cuh", "ld.acquire.gpu", "ld.relaxed.gpu", "race", STEP),
+    "warps that arrive at the grid's barrier by themselves": (
+        "block.cuh", "  constexpr uint32_t kTop = 0x80000000u;\n  __syncthreads();",
+        "  constexpr uint32_t kTop = 0x80000000u;", "race", STEP),
+    "no barrier between stages": (
+        "stages.cuh", "if (stage > params.stage_begin) grid_barrier", "if (false) grid_barrier", "race", STEP),
+    "a barrier that waits for one block too many": (
+        "block.cuh", "kTop - (gridDim.x - 1)", "kTop - gridDim.x", "deadlock", STEP),
+    "the step count raised by the first block to leave": (
+        "stages.cuh", "last_to_arrive(params.workspace.words + kLeftWord, gridDim.x, flag) &&", "blockIdx.x == 0 &&",
+        "race", STEP),
+    "counters that are not ready for the next launch": (
+        "block.cuh", "if (last) *counter = 0;", "", "words", STEP),
+    "the sum of a split tile before its last part": (
+        "update.cuh", "last_to_arrive(weight_counters(params) + tile, splits, flag)",
+        "last_to_arrive(weight_counters(params) + tile, splits - 1, flag)", "race",
+        ("ff_update_", (140, 70, 70), {"splits": 2, "grid": 4})),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_planted_fault_is_caught(name, tmp_path):
+    file, source, fault, shows, (op, shape, launch) = FAULTS[name]
+    folder = tmp_path / "csrc" / "cuda"
+    shutil.copytree(emulate.SOURCES / "cuda", folder)
+    text = (folder / file).read_text()
+    assert text.count(source) >= 1
+    (folder / file).write_text(text.replace(source, fault))
+    module = ptx.compile_cuda(folder / "stages_bf16.cu", "sm_80", includes=[tmp_path / "csrc"])
+    given, reports = arguments(op, shape, "bf16"), []
+    if shows in ("wrong", "bank conflicts", "words"):
+        if shows == "words":
+            with pytest.raises(AssertionError, match="tensor"):
+                emulate.run(op, given, text=module, **launch)
+            return
+        results = emulate.run(op, given, text=module, reports=reports, **launch)
+        if shows == "bank conflicts":
+            assert reports[0].bank_conflicts > 0
+        else:
+            with pytest.raises(AssertionError, match="error"):
+                assert_exact(op, given, "bf16", results)
+    else:
+        with pytest.raises(ptx.PtxFault) as caught:
+            emulate.run(op, given, text=module, **launch)
+        assert shows in caught.value.kind
