@@ -14,7 +14,7 @@ STEP = ("ff_step_", (70, 70, 70), {"grid": 4})
 # name: (file, source, with the fault, how it shows, what to run)
 FAULTS = {
     "no barrier between the warps of a slab": (
-        "gemm.cuh", "      __syncthreads();  // the step's slab", "      // the step's slab", "race", STEP),
+        "gemm.cuh", "      __syncthreads();  // the step's slab", "      // the step's slab", "uninitialised read", STEP),
     "a wait that leaves a copy out": (
         "gemm.cuh", "wait_for_copies<kAhead - 1>();", "wait_for_copies<kAhead>();", "not waited for", STEP),
     "fragments in the wrong order": (
@@ -23,7 +23,7 @@ FAULTS = {
     "a row too many": (
         "gemm.cuh", "row < from.rows ? cols : 0", "row <= from.rows ? cols : 0", "out of range", STEP),
     "a column too many": (
-        "gemm.cuh", "min(max(from.cols - col, 0), kEach)", "min(max(from.cols + 1 - col, 0), kEach)", "wrong",
+        "gemm.cuh", "min(max(from.cols - col, 0), kEach)", "min(max(from.cols + 1 - col, 0), kEach)", "out of range",
         ("ff_forward", (70, 71, 70), {})),
     "chunks in their places": (
         "gemm.cuh", "chunks == 8 ? chunk ^ (row & 7)", "chunks == 8 ? chunk", "bank conflicts", STEP),
@@ -31,7 +31,7 @@ FAULTS = {
         "forward.cuh", "      if (b < rows) {\n        const int64_t to", "      {\n        const int64_t to",
         "out of range", STEP),
     "shared memory reused too early": (
-        "stages.cuh", "      __syncthreads();  // the item before", "      // the item before", "race",
+        "stages.cuh", "      __syncthreads();  // the item before", "      // the item before", "not waited for",
         ("ff_step_", (70, 70, 70), {"grid": 1})),
     "no release in the grid's barrier": (
         "ptx.cuh", "atom.acq_rel.gpu", "atom.acquire.gpu", "race", STEP),
@@ -39,9 +39,9 @@ FAULTS = {
         "ptx.cuh", "ld.acquire.gpu", "ld.relaxed.gpu", "race", STEP),
     "warps that arrive at the grid's barrier by themselves": (
         "block.cuh", "  constexpr uint32_t kTop = 0x80000000u;\n  __syncthreads();",
-        "  constexpr uint32_t kTop = 0x80000000u;", "race", STEP),
+        "  constexpr uint32_t kTop = 0x80000000u;", "race", ("ff_update_", (70, 70, 70), {"grid": 4})),
     "no barrier between stages": (
-        "stages.cuh", "if (stage > params.stage_begin) grid_barrier", "if (false) grid_barrier", "race", STEP),
+        "stages.cuh", "if (stage > params.stage_begin) grid_barrier", "if (false) grid_barrier", "uninitialised read", STEP),
     "a barrier that waits for one block too many": (
         "block.cuh", "kTop - (gridDim.x - 1)", "kTop - gridDim.x", "deadlock", STEP),
     "the step count raised by the first block to leave": (
@@ -51,7 +51,7 @@ FAULTS = {
         "block.cuh", "if (last) *counter = 0;", "", "words", STEP),
     "the sum of a split tile before its last part": (
         "update.cuh", "last_to_arrive(weight_counters(params) + tile, splits, flag)",
-        "last_to_arrive(weight_counters(params) + tile, splits - 1, flag)", "race",
+        "last_to_arrive(weight_counters(params) + tile, splits - 1, flag)", "uninitialised read",
         ("ff_update_", (140, 70, 70), {"splits": 2, "grid": 4})),
 }  # fmt: skip
 
