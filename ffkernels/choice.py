@@ -62,7 +62,10 @@ def cuda_launches(op: str, layers: Sequence[Layer]) -> tuple[cost.Launch, ...]:
             add(i, _tiles(la.inputs) * _tiles(la.cols), la.depth, la, x + w, y)
         if op not in ("ff_forward", "ff_label_forward"):
             state = w if op == "ff_grad" else la.parameters()
-            add(i + 1, _tiles(la.cols) * _tiles(la.depth), la.rows, la, x + y + (op != "ff_grad") * state, state)
+            read = x + (0 if op == "ff_grad" else state)
+            if i + 1 == len(layers):  # otherwise the next layer's forward reads y in the same stage
+                read += y
+            add(i + 1, _tiles(la.cols) * _tiles(la.depth), la.rows, la, read, state)
     used = [s for s in stages if s.grid]
     return (replace(used[0], launches=1, barriers=0), *used[1:])
 

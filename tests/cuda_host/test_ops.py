@@ -9,6 +9,8 @@ import twin
 from cuda.arithmetic import TWINS
 
 import ffkernels as ff
+from ffkernels import choice, cost
+from ffkernels.triton.plan import Layer
 
 from .gpu import Gpu, needs_kernels, running
 
@@ -265,3 +267,26 @@ def test_a_module_trains():
     steps = [done.plan for done in launched if done.plan["call"].startswith("ff_network_step_")]
     assert len(steps) == 4
     assert all(len(plan["launches"]) == 1 for plan in steps)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Memory traffic, counted
+
+
+@slow
+@pytest.mark.parametrize("widths", [(784, 500), (784, 500, 500)], ids=str)
+def test_bytes_are_those_of_the_cost_model(widths):
+    """Distinct bytes of each stage, with a launch for each so that they are counted apart; no bank is waited for."""
+    given = network(list(widths), 64, "bf16", optimizer="adam")
+    with running(Gpu(multiprocessors=4, cooperative=False)) as launched:
+        twin.run("ff_network_step_", given)
+    reports = launched[0].reports
+    layers = [Layer(64, depth, cols) for depth, cols in itertools.pairwise(widths)]
+    stages = choice.cuda_launches("ff_network_step_", layers)
+    assert len(reports) == len(stages)
+    for report, stage in zip(reports, stages, strict=True):
+        assert abs(report.l2_unique_bytes - stage.bytes) / stage.bytes < 0.02
+        assert report.tensor_flops == stage.flops
+        assert [c for c in report.conflicts() if c.opcode.startswith(("ldmatrix", "cp.async"))] == []
+    least = cost.minimum("ff_network_step_", [cost.Layer(la.rows, la.depth, la.cols) for la in layers])
+    assert sum(r.l2_unique_bytes for r in reports) <= 1.15 * least.bytes
