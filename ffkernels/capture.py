@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from .nn import FFNet, NetStep
 
 
+def on_gpu(t: Tensor) -> bool:
+    return t.is_cuda
+
+
 class CapturedStep:
     """What `FFNet.capture` returns: call it with inputs of the captured shapes to run one training step.
 
@@ -24,7 +28,7 @@ class CapturedStep:
         for i, t in enumerate(inputs):
             if not isinstance(t, Tensor):
                 raise TypeError(f"inputs must be tensors, got {type(t).__name__} as number {i}")
-            if not t.is_cuda:
+            if not on_gpu(t):
                 raise RuntimeError(f"a CUDA graph holds work on a GPU; input {i} is on {t.device}")
         if len(inputs) not in (2, 3):
             raise TypeError(f"capture takes (x_pos, x_neg) or (x, labels_pos, labels_neg), got {len(inputs)} tensors")

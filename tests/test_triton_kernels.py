@@ -3,11 +3,18 @@
 Every access is checked while they run; results are compared with float64, and between two orders of the blocks.
 """
 
+from dataclasses import replace
+
 import cases
+import independent
+import ptx
 import pytest
 import torch
 from test_ops import check, run
 from triton_cases import ARCHS, MODES, compiled_once, on_ptx, table  # noqa: F401
+
+import ffkernels as ff
+from ffkernels.triton import device, tiles
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -28,8 +35,6 @@ def arguments(op, mode, shape, **more):
 
 def verify(op, mode, given):
     """Results against float64 by the rule of all backends, with TF32 as test_ops.test_precision has it."""
-    import independent
-
     if mode not in ("tf32", "medium"):
         return check(op, given, MODES[mode][0])
     results = run(op, given)
@@ -90,3 +95,40 @@ def test_split_step(arch, mode):
     given = arguments("ff_step_", mode, (3 * tile.k + 5, tile.n + 3, tile.m + 9))
     names = in_both_orders("ff_step_", mode, given, arch, tile, splits=2)
     assert names == ["forward_kernel", "update_kernel", "reduce_kernel"]
+
+
+def test_why_squares_have_a_load_of_their_own():
+    """One load for a wgmma and for something else: the compiler frees its buffer when only the other use is done.
+
+    common.load_again keeps clear of it. Where this test fails, the compiler has been mended.
+    """
+    tile = table(90, "bf16")[-1]
+    given = arguments("ff_forward", "bf16", (tile.m, 4 * tile.k, tile.n)) | {"x_sqnorm": None}
+    as_if_mma = replace(tiles.DEVICES["sm_90"], wgmma=False)
+    with on_ptx(90, tile), device.stand_in(as_if_mma), pytest.raises(ptx.PtxFault, match="not waited for"):
+        ff.ff_forward(**given)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_adam_and_hinton_over_steps(arch):
+    """The optimizers' epilogues as compiled, on two steps: the second takes the state that the first has left."""
+    for name in ("adamw", "hinton"):
+        given = cases.arguments("ff_update_", rows=9, depth=24, cols=18, optimizer=name)
+        expected = cases.copied(given)
+        with on_ptx(arch):
+            for _ in range(2):
+                ff.ff_update_(**given)
+        with ff.use_backend("reference"):
+            for _ in range(2):
+                ff.ff_update_(**expected)
+        for t, true in zip(cases.tensors(given).values(), cases.tensors(expected).values(), strict=True):
+            independent.assert_close(t, true, 1e-5, name)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_network_step(arch):
+    """Peer normalisation, dropout and the chain of layers, as compiled; a launch more for the layer with dropout."""
+    given = arguments("ff_network_step_", "bf16", (40, 96, 48))
+    names = in_both_orders("ff_network_step_", "bf16", given, arch, table(arch, "bf16", True)[-1])
+    layer = ["forward_kernel", "update_kernel"]
+    assert names == [*layer, "dropout_kernel", *layer]

@@ -25,7 +25,8 @@ def step_numbers(
     log_beta2,
     EPILOGUE: tl.constexpr,  # the optimizer's kind, or "store"
 ):
-    """The numbers that all elements share: lr, t, lr / (1 - beta1^t), 1 / (1 - beta2^t), and the optimizer's own."""
+    """The numbers that all elements share: lr, t, lr / (1 - beta1^t), 1 / (1 - beta2^t), the optimizer's own four, and
+    1 less the first two of them."""
     steps = 0.0
     first = rate
     second = rate
@@ -36,7 +37,12 @@ def step_numbers(
         if EPILOGUE == "adam" or EPILOGUE == "adamw":
             first = rate / one_minus_power(steps, log_beta1)
             second = 1.0 / one_minus_power(steps, log_beta2)
-    return rate, steps, first, second, h1, h2, h3, h4
+    rest1 = 1.0 - h1
+    rest2 = 1.0 - h2
+    if EPILOGUE == "adam" or EPILOGUE == "adamw":  # 1 - 0.999 in float32 is off by 1e-5
+        rest1 = one_minus_power(1.0, log_beta1)
+        rest2 = one_minus_power(1.0, log_beta2)
+    return rate, steps, first, second, h1, h2, h3, h4, rest1, rest2
 
 
 @triton.jit
@@ -57,7 +63,7 @@ def finish(
     if EPILOGUE == "store":
         tl.store(param + at, grad.to(param.dtype.element_ty), mask=mask)
     else:
-        rate, steps, first, second, h1, h2, h3, h4 = numbers
+        rate, steps, first, second, h1, h2, h3, h4, rest1, rest2 = numbers
         value = tl.load(param + at, mask=mask, other=0.0).to(tl.float32)
         old0 = 0.0
         old1 = 0.0
@@ -72,12 +78,12 @@ def finish(
         if EPILOGUE == "sgd":  # momentum, dampening, weight_decay, nesterov
             grad += h3 * value
             if slot0 is not None:
-                new0 = tl.where(steps == 1.0, grad, h1 * old0 + (1.0 - h2) * grad)
+                new0 = tl.where(steps == 1.0, grad, h1 * old0 + rest2 * grad)
                 tl.store(slot0 + at, new0, mask=mask)
                 grad = tl.where(h4 > 0.0, grad + h1 * new0, new0)
             value -= rate * grad
         elif EPILOGUE == "hinton_sgd":  # momentum, weight_decay, which is not the bias's
-            new0 = h1 * old0 + (1.0 - h1) * grad
+            new0 = h1 * old0 + rest1 * grad
             tl.store(slot0 + at, new0, mask=mask)
             if not BIAS:
                 value *= 1.0 - rate * h2
@@ -88,8 +94,8 @@ def finish(
                 value *= 1.0 - rate * h4
             else:
                 grad += h4 * value
-            new0 = h1 * old0 + (1.0 - h1) * grad
-            new1 = h2 * old1 + (1.0 - h2) * grad * grad
+            new0 = h1 * old0 + rest1 * grad
+            new1 = h2 * old1 + rest2 * grad * grad
             tl.store(slot0 + at, new0, mask=mask)
             tl.store(slot1 + at, new1, mask=mask)
             value -= first * new0 / (tl.sqrt_rn(new1 * second) + h3)
