@@ -54,19 +54,17 @@ struct Operand {
   const T* data;
   int row_stride, col_stride;
   int rows, cols;
-  int wrap;   // rows from here on are those from 0 on once more
-  int bytes;  // that one access may take: 16, 8, 4; 0: single elements
+  int bytes;           // that one access may take: 16, 8, 4; 0: single elements
+  int wrap = INT_MAX;  // rows from here on are those from 0 on once more
+  // A tile of row pairs: from tile row `half` on it holds the rows that lie `apart` rows behind those of its first
+  // half; nothing where that is 0.
+  int half = INT_MAX, apart = 0;
 };
 
 template <typename T>
-__device__ inline Operand<T> operand(const Matrix& m, int rows, int cols, int wrap = INT_MAX) {
-  Operand<T> o = {static_cast<const T*>(m.data),
-                  static_cast<int>(m.row_stride),
-                  static_cast<int>(m.col_stride),
-                  rows,
-                  cols,
-                  wrap,
-                  0};
+__device__ inline Operand<T> operand(const Matrix& m, int rows, int cols) {
+  Operand<T> o = {
+      static_cast<const T*>(m.data), static_cast<int>(m.row_stride), static_cast<int>(m.col_stride), rows, cols, 0};
   if (m.col_stride == 1) {
     const uint64_t bits = reinterpret_cast<uintptr_t>(m.data) | static_cast<uint64_t>(m.row_stride * sizeof(T));
     o.bytes = bits % 16 == 0 ? 16 : bits % 8 == 0 ? 8 : bits % 4 == 0 ? 4 : 0;
@@ -80,10 +78,13 @@ __device__ inline void load_units(uint32_t to, const Operand<T>& from, int first
   constexpr int kUnits = chunks * 16 / unit, kRows = kThreads / kUnits, kEach = unit / sizeof(T);
   const int own = threadIdx.x % kUnits, col = first_col + own * kEach;
   const int cols = min(max(from.cols - col, 0), kEach);
-#pragma unroll 4
+#pragma unroll 2
   for (int i = 0; i < kTileBytes / unit / kThreads; ++i) {
-    const int tile_row = threadIdx.x / kUnits + i * kRows, row = first_row + tile_row;
-    const int count = row < from.rows ? cols : 0, wrapped = row >= from.wrap ? row - from.wrap : row;
+    const int tile_row = threadIdx.x / kUnits + i * kRows;
+    const bool second = tile_row >= from.half;
+    const int row = first_row + tile_row - (second ? from.half : 0);
+    const int count = row < from.rows && !(second && from.apart == 0) ? cols : 0;
+    const int wrapped = second ? row + from.apart : row >= from.wrap ? row - from.wrap : row;
     const T* data = from.data;
     if (count > 0) {
       data += static_cast<int64_t>(wrapped) * from.row_stride;
@@ -284,6 +285,7 @@ __device__ inline void forward_slab(float (&sums)[kSums], uint32_t a_tile, uint3
 struct RowScales {
   uint32_t scale;
   float range;  // fp16: a power of two that brings the coefficients into range
+  bool paired;  // the slab's second half of y belongs to the same rows of x as its first, and is added to it
 };
 
 template <Math math>
@@ -296,6 +298,7 @@ __device__ inline void update_slab_mma(float (&sums)[kSums], uint32_t a_tile, ui
     const uint32_t own_b = b_tile + place<8>(lane % 16, at.col / 8 + lane / 16);
 #pragma unroll
     for (int k = 0; k < 4; ++k) {  // 16 rows
+      if (k == 2 && rows.paired) return;
       uint32_t a[2][4], b[2][4];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
@@ -321,12 +324,33 @@ __device__ inline void update_slab_mma(float (&sums)[kSums], uint32_t a_tile, ui
           }
         }
       }
+      if (k < 2 && rows.paired) {
+        float v[4];
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
+        for (int i = 0; i < 2; ++i) {
+          const float2 pair = load_shared_pair(rows.scale + 4 * (kSlab<math> / 2 + 16 * k + 2 * t + 8 * i));
+          v[2 * i] = pair.x * rows.range;
+          v[2 * i + 1] = pair.y * rows.range;
+        }
 #pragma unroll
-        for (int r = 0; r < 4; ++r) {
-          const float2 y = unpack<T>(a[i][r]);
-          a[i][r] = pack<T>(y.x * u[r / 2 * 2], y.y * u[r / 2 * 2 + 1]);
+        for (int i = 0; i < 2; ++i) {
+          uint32_t other[4];
+          load_matrices_transposed(other, (own_a ^ chunks(2 * i)) + (kSlab<math> / 2 + 16 * k) * 128);
+#pragma unroll
+          for (int r = 0; r < 4; ++r) {
+            const float2 y = unpack<T>(a[i][r]), z = unpack<T>(other[r]);
+            const int m = r / 2 * 2;
+            a[i][r] = pack<T>(fmaf(z.x, v[m], y.x * u[m]), fmaf(z.y, v[m + 1], y.y * u[m + 1]));
+          }
+        }
+      } else {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+#pragma unroll
+          for (int r = 0; r < 4; ++r) {
+            const float2 y = unpack<T>(a[i][r]);
+            a[i][r] = pack<T>(y.x * u[r / 2 * 2], y.y * u[r / 2 * 2 + 1]);
+          }
         }
       }
 #pragma unroll
@@ -343,7 +367,8 @@ __device__ inline void update_slab_mma(float (&sums)[kSums], uint32_t a_tile, ui
     const uint32_t own_b = b_tile + place<16>(t, at.col / 4 + g / 4) + g % 4 * 4;
 #pragma unroll
     for (int k = 0; k < 2; ++k) {  // 16 rows: m = t, t + 4, t + 8, t + 12
-      float a[2][2][4], b[4][4];   // [product][row g or g + 8][m], [product][m]
+      if (k == 1 && rows.paired) return;
+      float a[2][2][4], b[4][4];  // [product][row g or g + 8][m], [product][m]
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int m = 16 * k + t + 4 * i;
@@ -353,6 +378,18 @@ __device__ inline void update_slab_mma(float (&sums)[kSums], uint32_t a_tile, ui
           b[j][i] = load_shared_float((own_b ^ chunks(2 * j)) + (16 * k + 4 * i) * 256);
           float& own = a[j / 2][j % 2][i];
           own = load_shared_float((own_a ^ chunks(2 * j)) + (16 * k + 4 * i) * 256) * u;
+        }
+      }
+      if (k == 0 && rows.paired) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int m = kSlab<math> / 2 + 4 * i;
+          const float v = load_shared_float(rows.scale + 4 * (m + t));
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            float& own = a[j / 2][j % 2][i];
+            own = fmaf(load_shared_float((own_a ^ chunks(2 * j)) + m * 256), v, own);
+          }
         }
       }
 #pragma unroll
@@ -385,8 +422,9 @@ __device__ inline void update_slab_f32(float (&sums)[kSums], uint32_t a_tile, ui
   const Lane at = this_lane();
   const int p = at.lane / 8, q = at.lane % 8;
   const uint32_t own_a = a_tile + place<16>(0, at.row / 4 + p), own_b = b_tile + place<16>(0, at.col / 4 + q);
+  const int count = rows.paired ? kSlab<Math::f32> / 2 : kSlab<Math::f32>;
 #pragma unroll 4
-  for (int m = 0; m < kSlab<Math::f32>; ++m) {
+  for (int m = 0; m < count; ++m) {
     const float u = load_shared_float(rows.scale + 4 * m);
     const uint32_t moved = chunks(m % 4 * 2), row = m * 256;
     const float4 x = as_floats(load_shared16((own_b ^ moved) + row));
@@ -394,6 +432,18 @@ __device__ inline void update_slab_f32(float (&sums)[kSums], uint32_t a_tile, ui
     const float4 y1 = as_floats(load_shared16((own_a ^ moved ^ chunks(4)) + row));
     const float b[4] = {x.x, x.y, x.z, x.w};
     float a[8] = {y0.x * u, y0.y * u, y0.z * u, y0.w * u, y1.x * u, y1.y * u, y1.z * u, y1.w * u};
+    if (rows.paired) {
+      constexpr int kHalf = kSlab<Math::f32> / 2;
+      const float v = load_shared_float(rows.scale + 4 * (m + kHalf));
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const float4 z = as_floats(load_shared16((own_a ^ moved ^ chunks(4 * i)) + row + kHalf * 256));
+        a[4 * i] = fmaf(z.x, v, a[4 * i]);
+        a[4 * i + 1] = fmaf(z.y, v, a[4 * i + 1]);
+        a[4 * i + 2] = fmaf(z.z, v, a[4 * i + 2]);
+        a[4 * i + 3] = fmaf(z.w, v, a[4 * i + 3]);
+      }
+    }
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
 #pragma unroll

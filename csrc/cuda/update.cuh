@@ -51,9 +51,14 @@ __device__ inline void update_tile(const Params& params, int index, int item, un
   const Layer& layer = params.layer[index];
   const int splits = layer.splits, tile = item / splits, split = item % splits;
   const int col_tiles = tiles(layer.depth), n0 = tile / col_tiles * kTile, k0 = tile % col_tiles * kTile;
-  const int part = (tiles(params.rows) + splits - 1) / splits * kTile;
-  const int begin = min(split * part, params.rows), end = min(begin + part, params.rows);
   const bool with_labels = labelled(params, index) && k0 < params.labels.num_classes;
+  // Behind the labels' columns the positive and the negative row of an input share x: their y are added before the
+  // product, which then has half as many rows.
+  const int base = params.rows / candidates_of(params, index);
+  const bool paired = labelled(params, index) && !with_labels;
+  const int rows = paired ? base : params.rows, slab = paired ? kSlab<math> / 2 : kSlab<math>;
+  const int part = (tiles(rows) + splits - 1) / splits * kTile;
+  const int begin = min(split * part, rows), end = min(begin + part, rows);
   const bool with_bias =
       k0 == 0 && (layer.optimizer.kind == OptimizerKind::store ? layer.grad_bias : layer.bias) != nullptr;
   const float range = math == Math::fp16 ? range_factor(params, index) : 1.f;
@@ -64,44 +69,51 @@ __device__ inline void update_tile(const Params& params, int index, int item, un
   float sums[kSums] = {};
   float2 bias = {}, term = {};  // sum_m 2 c_m y[m, n] and sum_m a_m r_m x[m, k]
   {
-    const Operand<T> y = operand<T>(layer.gradient_y, end, layer.cols);
-    const Operand<T> x = operand<T>(layer.x, end, layer.depth, params.rows / candidates_of(params, index));
+    Operand<T> y = operand<T>(layer.gradient_y, end, layer.cols), x = operand<T>(layer.x, end, layer.depth);
+    if (paired) {
+      y.half = x.half = slab;
+      y.apart = base;
+    } else {
+      x.wrap = base;
+    }
     const uint32_t slabs = shared_address(shared), vectors_at = slabs + kPipeline * 2 * kTileBytes;
     constexpr int kVectors = math == Math::fp16 ? 2 : 1;
-    pipeline(
-        (end - begin + kSlab<math> - 1) / kSlab<math>,
-        [&](int slot, int step) {
-          const int m = begin + step * kSlab<math>;
-          load_tile<kChunks>(slabs + slot * 2 * kTileBytes, y, m, n0);
-          load_tile<kChunks>(slabs + (slot * 2 + 1) * kTileBytes, x, m, k0);
-          const int i = threadIdx.x % kTile, own = m + i;
-          if (i < kSlab<math> && static_cast<int>(threadIdx.x) < kTile * kVectors) {
-            const RowVector first = math == Math::fp16 ? kCoef : kScale;
-            const float* from = vectors + (threadIdx.x < kTile ? first : kNorm) * static_cast<int64_t>(params.rows);
-            copy4(vectors_at + (slot * kVectors + threadIdx.x / kTile) * kVectorBytes + 4 * i,
-                  from + (own < end ? own : 0), own < end ? 4 : 0);
-          }
-        },
-        [&](int slot, int step) {
-          const int m = begin + step * kSlab<math>;
-          const uint32_t tile_y = slabs + slot * 2 * kTileBytes;
-          if (with_labels) {
-            overlay<kChunks, T>(shared + (slot * 2 + 1) * kTileBytes, kSlab<math>, kTile, m, k0, params.rows,
-                                params.labels, true);
-          }
-          const int left = end - m;
-          const int64_t pitch = params.rows;
-          const float* own = vectors + m;
-          if (with_bias) {
-            add_columns<math>(bias, tile_y, [&](int i) { return i < left ? own[kCoef * pitch + i] : 0.f; });
-          }
-          if (has_term) {
-            add_columns<math>(term, tile_y + kTileBytes,
-                              [&](int i) { return i < left ? own[kTerm * pitch + i] * own[kNorm * pitch + i] : 0.f; });
-          }
-          const RowScales scales = {vectors_at + slot * kVectors * kVectorBytes, range};
-          update_slab<math>(sums, tile_y, tile_y + kTileBytes, scales);
-        });
+    pipeline((end - begin + slab - 1) / slab,
+             [&](int slot, int step) {
+               const int m = begin + step * slab;
+               load_tile<kChunks>(slabs + slot * 2 * kTileBytes, y, m, n0);
+               load_tile<kChunks>(slabs + (slot * 2 + 1) * kTileBytes, x, m, k0);
+               const int i = threadIdx.x % kTile, own = m + i % slab;
+               if (i < kSlab<math> && static_cast<int>(threadIdx.x) < kTile * kVectors) {
+                 const RowVector first = math == Math::fp16 ? kCoef : kScale;
+                 const float* from =
+                     vectors + (threadIdx.x < kTile ? first : kNorm) * static_cast<int64_t>(params.rows);
+                 copy4(vectors_at + (slot * kVectors + threadIdx.x / kTile) * kVectorBytes + 4 * i,
+                       from + (own < end ? own + i / slab * base : 0), own < end ? 4 : 0);
+               }
+             },
+             [&](int slot, int step) {
+               const int m = begin + step * slab;
+               const uint32_t tile_y = slabs + slot * 2 * kTileBytes;
+               if (with_labels) {
+                 overlay<kChunks, T>(shared + (slot * 2 + 1) * kTileBytes, kSlab<math>, kTile, m, k0, params.rows,
+                                     params.labels, true);
+               }
+               const int left = end - m;
+               const int64_t pitch = params.rows;
+               const float* own = vectors + m;
+               if (with_bias) {
+                 add_columns<math>(bias, tile_y, [&](int i) { return i < left ? own[kCoef * pitch + i] : 0.f; });
+               }
+               if (has_term) {
+                 const auto weight = [&](int i) { return own[kTerm * pitch + i] * own[kNorm * pitch + i]; };
+                 add_columns<math>(term, tile_y + kTileBytes, [&](int i) {
+                   return i >= left || i >= slab ? 0.f : paired ? weight(i) + weight(i + base) : weight(i);
+                 });
+               }
+               const RowScales scales = {vectors_at + slot * kVectors * kVectorBytes, range, paired};
+               update_slab<math>(sums, tile_y, tile_y + kTileBytes, scales);
+             });
   }
 
   float* stage = reinterpret_cast<float*>(shared);

@@ -44,3 +44,12 @@ def test_tensor_operations_are_those_of_the_tiles(math):
     reports = []
     emulate.run("ff_step_", arguments("ff_step_", (rows, depth, cols), math), reports=reports)
     assert reports[0].tensor_flops == 2 * (2 * rows * depth * cols)
+
+
+def test_labelled_rows_share_their_product():
+    """Positive and negative rows are multiplied once, but for the update of the tile that holds the labels' columns."""
+    rows, depth, cols = 64, 192, 64
+    reports = []
+    emulate.run("ff_label_step_", arguments("ff_label_step_", (rows, depth, cols), "bf16"), reports=reports)
+    forward, update = 2 * rows * depth * cols, 2 * rows * (depth + 64) * cols
+    assert reports[0].tensor_flops == forward + update

@@ -14,14 +14,14 @@ STEP = ("ff_step_", (70, 70, 70), {"grid": 4})
 # name: (file, source, with the fault, how it shows, what to run)
 FAULTS = {
     "no barrier between the warps of a slab": (
-        "gemm.cuh", "      __syncthreads();  // the step's slab", "      // the step's slab", "uninitialised read", STEP),
+        "gemm.cuh", "      __syncthreads();  // the step's slab", "      // the step's slab", "uninitialised", STEP),
     "a wait that leaves a copy out": (
         "gemm.cuh", "wait_for_copies<kAhead - 1>();", "wait_for_copies<kAhead>();", "not waited for", STEP),
     "fragments in the wrong order": (
         "gemm.cuh", "multiply<math>(sums + 16 * i + 4 * j, a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);",
         "multiply<math>(sums + 16 * i + 4 * j, a[i], b[j / 2][j % 2 * 2 + 1], b[j / 2][j % 2 * 2]);", "wrong", STEP),
     "a row too many": (
-        "gemm.cuh", "row < from.rows ? cols : 0", "row <= from.rows ? cols : 0", "out of range", STEP),
+        "gemm.cuh", "row < from.rows &&", "row <= from.rows &&", "out of range", STEP),
     "a column too many": (
         "gemm.cuh", "min(max(from.cols - col, 0), kEach)", "min(max(from.cols + 1 - col, 0), kEach)", "out of range",
         ("ff_forward", (70, 71, 70), {})),
@@ -41,7 +41,7 @@ FAULTS = {
         "block.cuh", "  constexpr uint32_t kTop = 0x80000000u;\n  __syncthreads();",
         "  constexpr uint32_t kTop = 0x80000000u;", "race", ("ff_update_", (70, 70, 70), {"grid": 4})),
     "no barrier between stages": (
-        "stages.cuh", "if (stage > params.stage_begin) grid_barrier", "if (false) grid_barrier", "uninitialised read", STEP),
+        "stages.cuh", "if (stage > params.stage_begin) grid_barrier", "if (false) grid_barrier", "uninitialised", STEP),
     "a barrier that waits for one block too many": (
         "block.cuh", "kTop - (gridDim.x - 1)", "kTop - gridDim.x", "deadlock", STEP),
     "the step count raised by the first block to leave": (
@@ -51,7 +51,7 @@ FAULTS = {
         "block.cuh", "if (last) *counter = 0;", "", "words", STEP),
     "the sum of a split tile before its last part": (
         "update.cuh", "last_to_arrive(weight_counters(params) + tile, splits, flag)",
-        "last_to_arrive(weight_counters(params) + tile, splits - 1, flag)", "uninitialised read",
+        "last_to_arrive(weight_counters(params) + tile, splits - 1, flag)", "uninitialised",
         ("ff_update_", (140, 70, 70), {"splits": 2, "grid": 4})),
 }  # fmt: skip
 
