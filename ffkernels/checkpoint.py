@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import io
 import os
 import pickle
 import re
+import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 KEPT = 2
-_NAME = re.compile(r"checkpoint-(\d{6,})\.pt")
+T = TypeVar("T")
+_NAME = re.compile(r"checkpoint-(\d{6,})(\.pt)?")  # without .pt: a folder that several processes wrote
 # After what torch.save writes, so that torch.load reads the file too: archives are read from their end's index.
 _TRAILER = re.compile(rb"\nsha256:([0-9a-f]{64})\n")
 _TRAILER_BYTES = 73
@@ -22,6 +26,11 @@ _TRAILER_BYTES = 73
 
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be used; the message names the file and says why."""
+
+
+def bytes_of(t: torch.Tensor) -> Any:
+    """A CPU tensor's content, for a digest; without numpy, which may not be there. ``t`` must be contiguous."""
+    return (ctypes.c_char * t.nbytes).from_address(t.data_ptr())
 
 
 def write_atomic(path: str | Path, data: bytes) -> None:
@@ -41,9 +50,14 @@ def write_atomic(path: str | Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder outlive a power cut."""
+    folder = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the new name, too, must outlive a power cut
+        os.fsync(folder)
     finally:
         os.close(folder)
 
@@ -68,6 +82,10 @@ def load(path: str | Path) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         CheckpointError: the file is truncated, damaged, not a checkpoint, or holds objects other than plain data.
     """
+    if Path(path).is_dir():
+        from .distributed import checkpoint as sharded  # imports torch.distributed
+
+        return sharded.load(path)
     data = Path(path).read_bytes()
     payload, trailer = data[:-_TRAILER_BYTES], _TRAILER.fullmatch(data[-_TRAILER_BYTES:])
     if trailer is None:
@@ -94,9 +112,17 @@ def save_numbered(folder: str | Path, number: int, content: dict[str, Any]) -> P
     """`save` as checkpoint ``number`` >= 0 of ``folder``; then remove all but the last two and what crashes left."""
     path = Path(folder) / f"checkpoint-{number:06d}.pt"
     save(path, content)
-    for old in [*checkpoints(folder)[KEPT:], *Path(folder).glob(".*.tmp")]:
-        old.unlink(missing_ok=True)
+    prune(folder)
     return path
+
+
+def prune(folder: str | Path) -> None:
+    """Remove all but the last two checkpoints of ``folder``, and what crashes left."""
+    for old in [*checkpoints(folder)[KEPT:], *Path(folder).glob(".*.tmp")]:
+        if old.is_dir():
+            shutil.rmtree(old)
+        else:
+            old.unlink(missing_ok=True)
 
 
 def load_latest(folder: str | Path) -> dict[str, Any] | None:
@@ -108,10 +134,15 @@ def load_latest(folder: str | Path) -> dict[str, Any] | None:
     Raises:
         CheckpointError: there are checkpoints, but none can be used.
     """
+    return latest(folder, load)
+
+
+def latest(folder: str | Path, look: Callable[[Path], T]) -> T | None:
+    """What ``look`` gives for the newest checkpoint for which it raises no CheckpointError; else as `load_latest`."""
     problems: list[str] = []
     for path in checkpoints(folder):
         try:
-            content = load(path)
+            content = look(path)
         except CheckpointError as error:
             problems.append(str(error))
             continue

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import io
 import json
+import os
 import sys
 import time
 import warnings
@@ -40,6 +42,8 @@ from .training import MODES, Record
 
 # Of a resumed run: where things are on this machine may change, what is computed may not.
 _FREE_ON_RESUME = ("data_dir", "epochs")
+# Flags of several processes, with their defaults: how the work is divided, not what is computed.
+_DIVISION = {"stages": 1, "micro_batches": 1, "compress": "none", "check_every": 0}
 
 
 class _Output:
@@ -127,7 +131,59 @@ def _load(data: str, data_dir: str | None) -> Dataset:
 
 
 def _train(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    out, given = _Output(args), _given(args)
+    if {"RANK", "WORLD_SIZE"} <= os.environ.keys():  # torchrun's
+        return _train_together(args, parser)
+    for flag, value in _DIVISION.items():
+        if getattr(args, flag) != value:
+            parser.error(f"--{flag.replace('_', '-')} is for several processes: start them with torchrun")
+    folder, dataset = _prepare(args, parser)
+    show_bar = not (args.no_progress or args.quiet) and sys.stderr.isatty()
+    return _run(folder, dataset, _Output(args), functools.partial(train, spool_dir=args.spool_dir), show_bar=show_bar)
+
+
+def _train_together(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """What each process does that torchrun has started: the first one speaks, and prepares the folder."""
+    from .distributed import group, run  # imports torch.distributed
+
+    if args.spool_dir is not None:
+        parser.error("--spool-dir is for one process")
+    if args.timeout <= 0:
+        parser.error(f"--timeout must be more than 0 seconds, got {args.timeout:g}")
+    device = group.start(args.timeout)
+    try:
+        with group.watch().guard():
+            rank = int(os.environ["RANK"])
+            path = None
+            if rank == 0:
+                if run.restarted() and args.resume is None:
+                    path = Path(args.run_dir) if args.run_dir else run.begun(Path("runs"))
+                    if path is not None and (path / "config.json").exists():
+                        args.resume, args.run_dir, args.preset = str(path), None, None
+                folder, dataset = _prepare(args, parser, launch=run.launch_key())
+                path = folder.path
+            path = group.from_first(path)
+            if rank:
+                folder = RunFolder.open(path)
+                data_dir = _given(args).get("data_dir", folder.config.data_dir)
+                dataset = _load(folder.config.data, data_dir)
+            folder.config = dataclasses.replace(folder.config, device=str(device))
+            division = run.Division(args.stages, args.micro_batches, args.compress, args.check_every)
+        args.interrupted = f"continue with --resume {path}"
+        show_bar = rank == 0 and not (args.no_progress or args.quiet) and sys.stderr.isatty()
+        if rank:
+            _set_up(folder.config.threads, folder.config.backend)
+            run.train(folder, dataset, division, progress=False)
+            return 0
+        return _run(folder, dataset, _Output(args), functools.partial(run.train, division=division), show_bar=show_bar)
+    finally:
+        group.stop()
+
+
+def _prepare(
+    args: argparse.Namespace, parser: argparse.ArgumentParser, launch: str | None = None
+) -> tuple[RunFolder, Dataset]:
+    """The run's folder, new or as it was left, and its data."""
+    given = _given(args)
     if args.resume is not None:
         if args.preset is not None:
             parser.error("--preset cannot go with --resume: a run has its own configuration")
@@ -145,17 +201,17 @@ def _train(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             parser.error(str(error))
         dataset = _load(config.data, config.data_dir)
         path = args.run_dir or _new_run_path("-".join(filter(None, (dataset.name, args.preset))))
-        folder = _create(path, config, dataset)
+        folder = _create(path, config, dataset, launch)
     args.interrupted = f"continue with: python -m ffkernels train --resume {folder.path}"
-    return _run(folder, dataset, out, show_bar=not (args.no_progress or args.quiet) and sys.stderr.isatty())
+    return folder, dataset
 
 
-def _create(path: str | Path, config: TrainConfig, dataset: Dataset) -> RunFolder:
+def _create(path: str | Path, config: TrainConfig, dataset: Dataset, launch: str | None) -> RunFolder:
     """The new run's folder, made only once nothing speaks against the run any more."""
     _set_up(config.threads, config.backend)
     split(dataset, config.validation)
     config.resolved().build_net(dataset.x_train.shape[1], dataset.num_classes)
-    return RunFolder.create(path, config, dataset)
+    return RunFolder.create(path, config, dataset, launch)
 
 
 def _refuse_contradictions(folder: RunFolder, given: dict[str, Any], parser: argparse.ArgumentParser) -> None:
@@ -183,7 +239,7 @@ def _new_run_path(name: str) -> Path:
     return path
 
 
-def _run(folder: RunFolder, dataset: Dataset, out: _Output, *, show_bar: bool) -> int:
+def _run(folder: RunFolder, dataset: Dataset, out: _Output, train: Callable[..., Any], *, show_bar: bool) -> int:
     config = folder.config
     assert config.epochs is not None
     _set_up(config.threads, config.backend)
@@ -384,10 +440,21 @@ def _add_train(commands: Any) -> argparse.ArgumentParser:
     flag(g, "--device", "cpu, cuda, cuda:1, ...", shown="a GPU if there is one", metavar="DEVICE")
     flag(g, "--threads", "CPU threads", type=int, metavar="N", shown="torch's")
 
+    g = p.add_argument_group("several processes", "torchrun --nproc-per-node 4 -m ffkernels train ...")
+    g.add_argument("--stages", type=int, default=1, metavar="N",
+                   help="stages of a layer pipeline; processes / stages of them share each minibatch (1)")  # fmt: skip
+    g.add_argument("--micro-batches", type=int, default=1, metavar="N", help="parts of a minibatch in a pipeline (1)")
+    g.add_argument("--compress", choices=("none", "bf16"), default="none", help="how gradients are sent (none)")
+    g.add_argument("--check-every", type=int, default=0, metavar="STEPS",
+                   help="compare all processes' weights bit by bit (0: never)")  # fmt: skip
+    g.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS",
+                   help="how long a process waits for the others before it stops with an error (600)")  # fmt: skip
     g = p.add_argument_group("the run's folder")
     place = g.add_mutually_exclusive_group()
     place.add_argument("--run-dir", metavar="DIR", help="folder for this run (default: runs/<time>-<data>)")
     place.add_argument("--resume", metavar="DIR", help="go on with the run in DIR, with its configuration")
+    g.add_argument("--spool-dir", metavar="DIR", help="with --mode greedy: keep activations in files there, so that "
+                   "memory need hold one layer only")  # fmt: skip
     g = p.add_argument_group("output")
     g.add_argument("--no-progress", action="store_true", help="print a line an epoch instead of a progress bar")
     g.add_argument("--quiet", action="store_true", help="print the last lines only")

@@ -67,14 +67,15 @@ class RunFolder:
     """A folder that holds one run. Make it with `create` or `open`.
 
     Attributes:
-        path: the folder. config: the run's choices, resolved. data: what config.json says of the data.
+        path: the folder. config: the run's choices, resolved. data: what config.json says of the data. launch: which
+        torchrun has begun it, if one has.
     """
 
-    def __init__(self, path: Path, config: TrainConfig, data: dict[str, Any]) -> None:
-        self.path, self.config, self.data = path, config, data
+    def __init__(self, path: Path, config: TrainConfig, data: dict[str, Any], launch: str | None = None) -> None:
+        self.path, self.config, self.data, self.launch = path, config, data, launch
 
     @classmethod
-    def create(cls, path: str | Path, config: TrainConfig, dataset: Dataset) -> RunFolder:
+    def create(cls, path: str | Path, config: TrainConfig, dataset: Dataset, launch: str | None = None) -> RunFolder:
         """Start a run in a folder that is new or holds no run.
 
         Raises:
@@ -85,7 +86,7 @@ class RunFolder:
         if path.is_dir() and ((path / "config.json").exists() or checkpoint.checkpoints(path)):
             raise RunError(f"{path} holds a run already: continue it with --resume {path}, or name another folder")
         path.mkdir(parents=True, exist_ok=True)
-        folder = cls(path, config.resolved(), describe_data(dataset))
+        folder = cls(path, config.resolved(), describe_data(dataset), launch)
         folder._write_config()
         return folder
 
@@ -104,7 +105,7 @@ class RunFolder:
             content = json.loads(file.read_text())
             if content["format"] != FORMAT:
                 raise ValueError(f"its format is {content['format']!r}, this version reads {FORMAT}")
-            return cls(path, from_arguments(content["arguments"]), dict(content["data"]))
+            return cls(path, from_arguments(content["arguments"]), dict(content["data"]), content.get("launch"))
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(f"{file} cannot be used: {error}") from error
 
@@ -117,6 +118,7 @@ class RunFolder:
             "data": self.data,
             "versions": {"ffkernels": __version__, "torch": torch.__version__, "python": sys.version.split()[0]},
             "machine": backends.info(),
+            **({} if self.launch is None else {"launch": self.launch}),
             "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
         checkpoint.write_atomic(self.path / "config.json", to_json(content, indent=2).encode() + b"\n")
@@ -255,12 +257,14 @@ def train(
     *,
     progress: bool = True,
     report: Callable[[Record], None] = lambda record: None,
+    spool_dir: str | Path | None = None,
 ) -> dict[str, Any]:
     """Train the folder's run to its end, from its last checkpoint if it has one.
 
     Args:
         dataset: what the run was started on.
         progress: show a progress bar. report: called with the record of every epoch when that is saved.
+        spool_dir: as for `training.fit`.
 
     Returns:
         What result.json holds: "test_error" and, with held out rows, "validation_error" (percent), "epochs",
@@ -289,12 +293,18 @@ def train(
         negatives=config.build_negatives(dataset.image_shape),
         augment=config.build_augment(dataset.image_shape), validation=measured_on,
         validate_every=config.validate_every, callbacks=callbacks, history=history, progress=progress,
+        spool_dir=spool_dir,
     )  # fmt: skip
     if net.average is not None:
         net.average.copy_to(net)
+    return finish(folder, net, dataset, history)
+
+
+def finish(folder: RunFolder, net: FFNet, dataset: Dataset, history: list[Record]) -> dict[str, Any]:
+    """Measure the test error of a trained net, write result.json and the pictures; what `train` returns."""
     result = {
         "test_error": error_percent(net, dataset.x_test, dataset.y_test),
-        **({"validation_error": history[-1]["error"]} if config.validation else {}),
+        **({"validation_error": history[-1]["error"]} if folder.config.validation else {}),
         "epochs": len(history),
         "training_seconds": sum(r["seconds"] for r in history),
         "parameters": sum(p.numel() for p in net.parameters()),

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,10 +15,11 @@ from tqdm import tqdm
 
 from . import checks
 from .batches import Draws, LoaderBatches, TensorBatches, make_batches
+from .head import SoftmaxHead
 from .hybrid import ImageNegatives
 from .loss import Loss
 from .negatives import Negatives, UniformLabels
-from .nn import FFNet
+from .nn import FFLinear, FFNet
 from .stage import HeadStage, Stage
 
 Record = dict[str, Any]
@@ -50,25 +52,26 @@ class EarlyStopping:
         return len(stage) - 1 - stage.index(min(stage)) >= self.patience
 
 
-class _LearningRate:
+class LearningRate:
     """Sets the learning rate of whatever optimizes: the layers' and the head's fused optimizers, or torch.optim's."""
 
     def __init__(
         self,
-        net: FFNet,
+        layers: Sequence[FFLinear],
+        head: SoftmaxHead | None,
         lr: float | None,
         schedule: Callable[[float], float] | None,
         optimizer: torch.optim.Optimizer | None,
     ) -> None:
         self.schedule, self.optimizer = schedule, optimizer
-        self.first = net.stack[0]
-        fused: list[Any] = [] if optimizer is not None else [*net.stack]
-        self.fused = fused if net.head is None else [*fused, net.head]
+        self.first = layers[0]
+        fused: list[Any] = [] if optimizer is not None else [*layers]
+        self.fused = fused if head is None else [*fused, head]
         self.before = [owner.optimizer for owner in self.fused]
         self.groups = [] if optimizer is None else optimizer.param_groups
         self.groups_before = [group["lr"] for group in self.groups]
         own = [float(each.lr) for each in self.before]
-        self.base = own if lr is None else [own[i] if owner is net.head else lr for i, owner in enumerate(self.fused)]
+        self.base = own if lr is None else [own[i] if owner is head else lr for i, owner in enumerate(self.fused)]
         self.group_base = [group_lr if lr is None else lr for group_lr in self.groups_before]
         self.rates: dict[float, Tensor] = {}  # tensors, so that a change costs no recompilation
         if lr is not None or schedule is not None:
@@ -99,7 +102,7 @@ class _LearningRate:
             group["lr"] = rate
 
 
-def _check_validation(validation: Any) -> None:
+def check_validation(validation: Any) -> None:
     if validation is None:
         return
     if not isinstance(validation, (tuple, list)) or len(validation) != 2:
@@ -138,6 +141,8 @@ def fit(
     callbacks: Iterable[Callback] = (),
     history: Sequence[Record] | None = None,
     progress: bool = True,
+    spool_dir: str | Path | None = None,
+    device: torch.device | str | None = None,
 ) -> list[Record]:
     """Train on labelled inputs: positives under their label, negatives under a wrong one.
 
@@ -168,6 +173,11 @@ def fit(
         callbacks: called with (net, records) after every epoch; a true result stops training ("greedy": the layer's).
         history: records of the epochs done already; training goes on after them.
         progress: show a progress bar.
+        spool_dir: a folder for the activations, in mode "greedy" and with tensors: memory then holds one layer at a
+            time, whatever the depth and the rows (see `ffkernels.spool`). Layers made on device "meta" get their memory
+            when their turn comes and their weights are mapped from files in this folder afterwards, which stay; all
+            else is removed at the end. A training that was stopped goes on with its files.
+        device: with spool_dir: where the layer in training is; None: where it is already ("meta": the CPU).
 
     Returns:
         One record an epoch: "epoch" from 1, "layer" (None unless greedy; the number of layers where the head is trained
@@ -206,11 +216,34 @@ def fit(
         raise ValueError(f"loss and optimizer must be None for a {type(net).__name__}, which has its own step")
     if from_images and not net.layered:
         raise ValueError(f"negatives must be labels for a {type(net).__name__}, got {type(negatives).__name__}")
-    _check_validation(validation)
+    check_validation(validation)
+    if device is not None and spool_dir is None:
+        raise ValueError("device is for spool_dir; without one, move the net: net.to(device)")
+    if spool_dir is not None:
+        from . import spool  # which imports this module
+
+        unused = {"loss": loss, "augment": augment, "optimizer": optimizer, "average": net.average, "head": net.head}
+        for name, given in unused.items():
+            if given is not None:
+                raise ValueError(f"{name} must be None with spool_dir, got {type(given).__name__}")
+        if mode != "greedy":
+            raise ValueError(f"mode must be 'greedy' with spool_dir, which holds one layer at a time, got {mode!r}")
+        if isinstance(negatives, ImageNegatives) or not net.layered:
+            raise ValueError("spool_dir is for an FFNet and negatives that are labels")
+        tensors = make_batches(data, labels, batch_size)
+        if not isinstance(tensors, TensorBatches):
+            raise TypeError(f"data must be tensors with spool_dir, got {type(data).__name__}")
+        records = list(history or ())
+        spool.fit(
+            net, tensors.x, tensors.labels, spool_dir, records, epochs=epochs, batch_size=batch_size, seed=seed, lr=lr,
+            schedule=schedule, negatives=UniformLabels() if negatives is None else negatives, validation=validation,
+            validate_every=validate_every, callbacks=list(callbacks), progress=progress, device=device,
+        )  # fmt: skip
+        return records
     batches = make_batches(data, labels, batch_size)
     records = list(history or ())
     chosen = UniformLabels() if negatives is None else negatives
-    rate = _LearningRate(net, lr, schedule, optimizer)
+    rate = LearningRate(net.stack, net.head, lr, schedule, optimizer)
     beside = net.head is not None and not head_epochs
     by_head = net.predict_by != "goodness" or net.candidates is not None
     stages: list[Stage | HeadStage] = [
@@ -219,7 +252,7 @@ def fit(
     ]
     if head_epochs:
         stages.append(HeadStage(net, head_epochs, first_epoch=len(stages) * epochs + 1))
-    run = _Run(net, batches, seed, rate, augment, validation, validate_every, list(callbacks), progress)
+    run = Run(net, batches, seed, rate, augment, validation, validate_every, list(callbacks), progress)
     try:
         for stage in stages:
             run.train(stage, records)
@@ -253,13 +286,13 @@ def _losses(loss: Any, layers: int) -> list[Loss] | None:
 
 
 @dataclasses.dataclass
-class _Run:
+class Run:
     """What all stages of one fit share."""
 
     net: FFNet
     batches: TensorBatches | LoaderBatches
     seed: int
-    rate: _LearningRate
+    rate: LearningRate
     augment: Callable[[Tensor, torch.Generator], Tensor] | None
     validation: tuple[Tensor, Tensor] | None
     validate_every: int
@@ -310,7 +343,7 @@ class _Run:
             if bar.update():  # true when it is time to redraw: only then are values fetched from the device
                 means, head_mean = sums / inputs, head_sum / inputs if stage.with_head else None
                 rate = stage.copies * inputs / (time.perf_counter() - start)
-                bar.set_postfix_str(_status(epoch, means, head_mean, rate), refresh=False)
+                bar.set_postfix_str(status(epoch, means, head_mean, rate), refresh=False)
         seconds = time.perf_counter() - start
         record: Record = {"epoch": epoch, "layer": stage.only}
         for name, values in zip(
@@ -331,7 +364,7 @@ class _Run:
             return error_percent(self.net, *self.validation, layers=layers)
 
 
-def _status(epoch: int, means: Tensor, head_loss: Tensor | None, rows_per_second: float) -> str:
+def status(epoch: int, means: Tensor, head_loss: Tensor | None, rows_per_second: float) -> str:
     parts = [f"epoch {epoch}"]
     if means.numel():
         parts += [

@@ -1,0 +1,217 @@
+"""Processes that work together: their start under torchrun, and an error that names the rank when one of them stops.
+
+Transport, collectives and their timeouts are torch.distributed's. What it leaves open is who is to blame: a collective
+that fails says that a connection closed or that time is up. `Watch` therefore keeps a line of status for each rank in
+the process group's own store, and reads those of the others when a collective has failed.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+TIMEOUT = 600.0  # seconds that a collective may take
+_BEAT = 0.3  # seconds between two signs of life
+_PATIENCE = 4  # beats without a sign: the rank is gone
+_LINGER = 6.0  # seconds for which the rank that holds the store waits for the others to read it
+
+
+class RankError(RuntimeError):
+    """A rank that died, hangs, failed or has other weights than the others; ``ranks`` are those to blame."""
+
+    def __init__(self, message: str, ranks: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.ranks = ranks
+
+
+def launched() -> bool:
+    """Whether torchrun (or what sets the same variables) has started this process."""
+    return dist.is_available() and "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def start(timeout: float = TIMEOUT) -> torch.device:
+    """Join the processes that torchrun has started, over NCCL where each has a GPU, else over gloo.
+
+    Args:
+        timeout: seconds that any collective may take before it fails.
+
+    Returns:
+        The device of this process.
+    """
+    use_gpu = torch.cuda.is_available() and dist.is_nccl_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if use_gpu else torch.device("cpu")
+    if use_gpu:
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        # gloo stays for the tensors of the CPU: counts, records and checkpoints
+        dist.init_process_group("cpu:gloo,cuda:nccl" if use_gpu else "gloo", timeout=timedelta(seconds=timeout))
+    return device
+
+
+def stop() -> None:
+    """Leave the processes joined by `start`."""
+    global _watch
+    if _watch is not None:
+        _watch.close()
+        _watch = None
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def from_first(value: Any) -> Any:
+    """The object that the first of all ranks has."""
+    box = [value]
+    watch().run(dist.broadcast_object_list, box, src=0)
+    return box[0]
+
+
+def timeout_of(group: Any) -> timedelta:
+    """What a collective of the group may take."""
+    return group._get_backend(group._device_types[0]).options._timeout
+
+
+class Watch:
+    """This rank's signs of life, and who is to blame for a failed collective. `watch` gives the process's own.
+
+    A status is "<beats> <state>"; the state is "runs", or "waits" inside a collective. A rank whose beats stand still
+    is dead or stopped; one that beats and runs while the others wait hangs in its own code.
+    """
+
+    def __init__(self) -> None:
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        store: Any = dist.distributed_c10d._get_default_store()
+        # connections of their own: one of the two threads may have to wait in its connection
+        self._beats_store = dist.PrefixStore("ffkernels", store.clone())
+        self._store = dist.PrefixStore("ffkernels", store.clone())
+        self._holds_store = self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        self._state, self._beats, self._blamed = "runs", 0, False
+        self._ended = threading.Event()
+        self._beat()
+        self._thread = threading.Thread(target=self._live, name="ffkernels-watch", daemon=True)
+        self._thread.start()
+
+    def _beat(self) -> None:
+        self._beats += 1
+        self._beats_store.set(f"status/{self.rank}", f"{self._beats} {self._state}")
+
+    def _live(self) -> None:
+        while not self._ended.wait(_BEAT):
+            try:
+                self._beat()
+            except Exception:
+                return  # the store has gone with its holder; the next collective will tell
+
+    def close(self) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    # -- collectives
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        self._state = "waits"
+        try:
+            yield
+        except RuntimeError as error:
+            raise self.blame(error) from error
+        finally:
+            self._state = "runs"
+
+    def run(self, collective: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a function of torch.distributed; RankError names the rank that made it fail."""
+        with self._waiting():
+            return collective(*args, **kwargs)
+
+    def wait(self, work: Any) -> None:
+        """Wait for a collective that was started with async_op, isend or irecv."""
+        with self._waiting():
+            work.wait()
+
+    # -- failures
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Tell the other ranks what went wrong here, so that they can say it."""
+        try:
+            yield
+        except RankError:
+            raise
+        except BaseException as error:
+            text = str(error).partition("\n")[0]
+            self._note(f"failed: {type(error).__name__}{': ' if text else ''}{text}")
+            raise
+
+    def _note(self, text: str) -> None:
+        with suppress(RuntimeError):  # the store may have gone with its holder
+            self._store.set(f"note/{self.rank}", text)
+
+    def _read(self, kind: str) -> dict[int, str]:
+        keys = {r: f"{kind}/{r}" for r in range(self.size) if r != self.rank}
+        return {r: self._store.get(key).decode() for r, key in keys.items() if self._store.check([key])}
+
+    def blame(self, error: BaseException) -> RankError:
+        """The error that names the rank because of which a collective failed here; the others can read it, too."""
+        reason = str(error).partition("\n")[0]
+        if self._blamed:
+            return RankError(f"rank {self.rank}: the process group has failed already ({reason})")
+        self._blamed = True
+        try:
+            before = self._read("status")
+            time.sleep(_PATIENCE * _BEAT)
+            ranks, what = self._judge(before, self._read("status"), self._read("note"))
+        except RuntimeError:
+            ranks, what = (0,), "rank 0, which holds the store, has ended"
+        self._note(f"blames {' '.join(map(str, ranks))}: {what}")
+        self._linger()
+        return RankError(f"{what}; rank {self.rank} stops ({reason})", ranks)
+
+    def _judge(
+        self, before: dict[int, str], after: dict[int, str], notes: dict[int, str]
+    ) -> tuple[tuple[int, ...], str]:
+        failed = {r: n.partition(": ")[2] for r, n in notes.items() if n.startswith("failed: ")}
+        if failed:
+            return tuple(failed), "; ".join(f"rank {r} failed: {text}" for r, text in failed.items())
+        gone = tuple(r for r, status in after.items() if before.get(r) == status and r not in notes)
+        if gone:
+            return gone, f"{_named(gone)} died or was stopped (no sign of life)"
+        for note in notes.values():  # one that was nearer has seen it, and may have ended since
+            if note.startswith("blames "):
+                ranks, _, what = note.removeprefix("blames ").partition(": ")
+                if ranks:
+                    return tuple(map(int, ranks.split())), what
+        running = tuple(r for r, status in after.items() if status.endswith("runs") and r not in notes)
+        if running:
+            return running, f"{_named(running)} hangs (alive, but in no collective while others wait)"
+        return (), "no rank could be found that died or hangs"
+
+    def _linger(self) -> None:
+        end = time.monotonic() + _LINGER
+        while self._holds_store and time.monotonic() < end and len(self._read("note")) < self.size - 1:
+            statuses = self._read("status")
+            time.sleep(_PATIENCE * _BEAT)
+            notes = self._read("note")
+            if all(r in notes or statuses.get(r) == status for r, status in self._read("status").items()):
+                return
+
+
+def _named(ranks: tuple[int, ...]) -> str:
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
+
+
+_watch: Watch | None = None
+
+
+def watch() -> Watch:
+    """The process's Watch, made when the first of its groups is."""
+    global _watch
+    if _watch is None:
+        _watch = Watch()
+    return _watch
