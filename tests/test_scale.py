@@ -1,0 +1,75 @@
+"""The model of many devices: against cases that are worked out by hand, and its own limits."""
+
+import pytest
+
+from ffkernels.benchmark import scale
+from ffkernels.cost import DEVICES
+
+H100 = DEVICES["H100"]
+NET = scale.Net((4096,) * 9, 4096)
+
+
+def test_all_reduce_by_hand():
+    assert scale.all_reduce(1e9, 1) == 0
+    assert scale.all_reduce(1e9, 2) == pytest.approx(1e9 / 450e9 + 2 * 3e-6)
+    assert scale.all_reduce(1e9, 16) == pytest.approx(2 * 15 / 16 * 1e9 / 50e9 + 8 * 8e-6)
+
+
+def test_one_device_computes_and_no_more():
+    for kind in ("ff", "bp"):
+        work = sum(f + r for f, r in scale.layer_times(NET, kind, NET.images, H100))
+        assert scale.data_parallel(NET, kind, 1, H100) == pytest.approx(work)
+        assert scale.pipeline(NET, kind, 1, 1, H100) == pytest.approx(work)
+
+
+def test_ff_does_four_units_of_work_and_backpropagation_three():
+    large = scale.Net((16384,) * 3, 65536)  # arithmetic alone
+    times = {k: scale.layer_times(large, k, large.images, H100)[1] for k in ("ff", "bp")}
+    assert sum(times["ff"]) / sum(times["bp"]) == pytest.approx(4 / 3, rel=0.01)
+
+
+def test_ff_hides_every_reduction_that_backpropagation_shows():
+    """Where the wires are quicker than the arithmetic, FF takes its arithmetic; backpropagation waits for layer 1."""
+    net = scale.Net((4096,) * 9, 1 << 17)
+    for devices in (2, 8):
+        for kind in ("ff", "bp"):
+            work = sum(f + r for f, r in scale.layer_times(net, kind, net.images / devices, H100))
+            extra = scale.data_parallel(net, kind, devices, H100) - work
+            first = scale.all_reduce(net.gradient_bytes(0), devices)
+            assert extra == pytest.approx(0 if kind == "ff" else first, abs=1e-9)
+
+
+def test_slow_wires_bound_both():
+    devices = 1024
+    wires = sum(scale.all_reduce(NET.gradient_bytes(i), devices) for i in range(NET.layers))
+    for kind in ("ff", "bp"):
+        assert scale.data_parallel(NET, kind, devices, H100) >= wires * 0.999
+    assert scale.data_parallel(NET, "ff", devices, H100) == pytest.approx(wires, rel=0.01)
+
+
+def test_the_bubble():
+    for kind, expected in (("ff", 1.0), ("bp", (8 + 3) / 8)):
+        stage = scale.stage_times(NET, kind, 4, NET.images / 8, H100)[0]
+        found = scale.pipeline(NET, kind, 4, 8, H100)
+        hops = (8 + 3) * 2 * (NET.images / 8 * 4096 * 2 / 450e9 + 3e-6) if kind == "bp" else 0
+        assert found - hops == pytest.approx(8 * expected * stage)
+    assert scale.activations("bp", 4, 8, "gpipe") == 8
+    assert scale.activations("bp", 4, 8) == 4
+    assert scale.activations("ff", 4, 8) == 1
+
+
+def test_the_table():
+    rows = scale.table(NET, (1, 8, 64, 4096))
+    assert [r["devices"] for r in rows] == [1, 8, 64, 4096]
+    for row in rows:
+        for kind in ("ff", "bp"):
+            single = [row[f"{kind} {how}"] for how in ("data", "pipeline") if f"{kind} {how}" in row]
+            assert row[f"{kind} both"] <= min(single) * 1.0001
+    assert "ff pipeline" not in rows[2]  # 64 devices, 8 layers
+
+
+def test_stages_that_share_cores():
+    assert scale.shared_cores([1.0], 2) == 1
+    assert scale.shared_cores([0.5, 0.5], 2) == 0.5
+    assert scale.shared_cores([0.25] * 4, 2) == 0.5
+    assert scale.shared_cores([0.7, 0.3], 2) == 0.7
