@@ -518,8 +518,7 @@ def test_what_the_progress_bar_says():
     means = torch.tensor([[1.0, 2.0], [10.0, 20.0], [3.0, 4.0]])
     assert training.status(7, means, None, 5000.0) == "epoch 7, loss 1 2, g+ 10 20, g- 3 4, 5,000 rows/s"
     assert (
-        training.status(7, means[:, :1], torch.tensor(0.25), 5.0)
-        == "epoch 7, loss 1, g+ 10, g- 3, head 0.25, 5 rows/s"
+        training.status(7, means[:, :1], torch.tensor(0.25), 5.0) == "epoch 7, loss 1, g+ 10, g- 3, head 0.25, 5 rows/s"
     )
     assert training.status(7, means[:, :0], torch.tensor(0.25), 5.0) == "epoch 7, head 0.25, 5 rows/s"
 
