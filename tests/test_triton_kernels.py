@@ -14,7 +14,7 @@ from test_ops import check, run
 from triton_cases import ARCHS, MODES, compiled_once, on_ptx, table  # noqa: F401
 
 import ffkernels as ff
-from ffkernels.triton import device, tiles
+from ffkernels.triton import device, plan, tiles, tune
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -132,3 +132,24 @@ def test_network_step(arch):
     names = in_both_orders("ff_network_step_", "bf16", given, arch, table(arch, "bf16", True)[-1])
     layer = ["forward_kernel", "update_kernel"]
     assert names == [*layer, "dropout_kernel", *layer]
+
+
+def test_a_layer_is_measured_on_scratch_tensors(monkeypatch):
+    """tune.measure, with a timer that runs each op on one tile and prefers another."""
+    monkeypatch.setattr(tiles, "measured_forward", {})
+    monkeypatch.setattr(tiles, "measured_update", {})
+    seen = []
+
+    def timer(run):
+        if run not in seen:
+            run()
+            seen.append(run)
+            return 2.0
+        return 1.0
+
+    with on_ptx(80) as reports:
+        tune.measure(plan.Layer(20, 24, 18), tiles.DEVICES["sm_80"], torch.empty(0, dtype=torch.bfloat16), timer)
+    plan.plan.cache_clear()
+    assert [report.kernel for report in reports] == ["forward_kernel", "update_kernel"]
+    assert tiles.measured_forward == {(20, 18, 24, "16bit"): table(80, "bf16")[1]}
+    assert tiles.measured_update == {(18, 24, 20, "16bit"): (table(80, "bf16", True)[1], 1)}
