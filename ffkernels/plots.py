@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import checks
 from .checkpoint import write_atomic
 from .data import extra
 from .training import Record
@@ -112,4 +113,44 @@ def goodness_histograms(
         axes.set_xlabel(f"goodness g ({unit})")
         axes.set_ylabel("test rows")
         axes.legend(fontsize=8, loc="upper right")
+    _write(figure, path)
+
+
+def receptive_fields(
+    path: str | Path,
+    weight: Tensor,  # (N, C H W)
+    image_shape: Sequence[int],
+    *,
+    title: str,
+    most: int = 64,
+) -> None:
+    """Write a picture of the first units' weights as images: blue negative, red positive, each on its own scale.
+
+    Args:
+        weight: of a layer that sees the image; further columns (what a recurrent layer sees from above) are left out.
+        image_shape: (C, H, W). The mean over the channels is shown.
+        most: units that are shown, at least 1.
+
+    Raises:
+        ValueError: the weights are of another shape. ImportError: matplotlib is not installed.
+    """
+    checks.matrix("weight", weight)
+    checks.count("most", most, 1, 2**31, "units that are shown")
+    channels, height, width = image_shape
+    if weight.shape[1] < channels * height * width:
+        raise ValueError(
+            f"weight must have at least {channels * height * width} columns, the pixels of images "
+            f"{tuple(image_shape)}, got shape {tuple(weight.shape)}"
+        )
+    fields = weight[:most, : channels * height * width].detach().float().cpu()
+    fields = fields.reshape(-1, channels, height, width).mean(1)
+    columns = math.ceil(math.sqrt(len(fields)))
+    figure = extra("matplotlib.figure").Figure(figsize=(8, 8.4), layout="constrained")
+    figure.suptitle(title)
+    panels = figure.subplots(math.ceil(len(fields) / columns), columns, squeeze=False).flat
+    for i, axes in enumerate(panels):
+        axes.set_axis_off()
+        if i < len(fields):
+            scale = fields[i].abs().max().item() or 1.0
+            axes.imshow(fields[i].tolist(), cmap="RdBu_r", vmin=-scale, vmax=scale)
     _write(figure, path)

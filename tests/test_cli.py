@@ -313,6 +313,15 @@ def test_config_builds_the_pieces():
     assert (net.head.layers, net.head.optimizer) == ((1, 0), ff.HintonSGD(lr=0.3, weight_decay=0.01))
     assert net.average.decay == 0.9
     assert config.build_negatives((1, 4, 5)) == ff.HardLabels()
+    without = {"negatives": "hybrid", "blurs": 3, "predict": "head", "head_layers": (2,), "head_epochs": 1}
+    assert TrainConfig(**without).build_negatives((1, 4, 5)) == ff.HybridImages((1, 4, 5), blurs=3)
+    assert TrainConfig(**without).build_net(20, 3).label_strength is None
+    dynamics = {"damping": 0.5, "learned": (2, 3), "judged": (3,)}
+    recurrent = TrainConfig(recurrent=True, hidden=(6, 5), label_strength=3.0, **dynamics).build_net(20, 3)
+    assert isinstance(recurrent, ff.RecurrentFFNet)
+    assert [(a.in_features, a.out_features) for a in recurrent.layers] == [(25, 6), (9, 5)]
+    assert (recurrent.damping, recurrent.learned, recurrent.judged) == (0.5, (2, 3), (3,))
+    assert recurrent.label_strength == 3.0
     assert config.build_augment((1, 4, 5)) == ff.Shift(2, (1, 4, 5))
     assert config.build_losses() is None
     plain = TrainConfig(hidden=(6, 5), loss="hinge", margin=2.0)
@@ -345,6 +354,14 @@ USAGE = {
     "--negatives hard": "negatives 'hard' needs a softmax head: name the layers it looks at in head_layers",
     "--predict both": "predict 'both' needs a softmax head",
     "--candidates 3": "candidates 3 needs a softmax head",
+    "--negatives hybrid --head-layers 1": "negatives 'hybrid' needs predict 'head', head_epochs and no recurrent net",
+    "--head-epochs 2": "head_epochs must be 0 but for a net with head_layers",
+    "--head-layers 1 --head-epochs 2 --average 0.9": "head_epochs must be 0 but for a net with head_layers",
+    "--blurs 14": r"blurs must be in \[0, 13\]",
+    "--recurrent --mode greedy": "mode must be 'simultaneous' for a recurrent net, got 'greedy'",
+    "--recurrent --dropout 0.1": "dropout must be 0.0 for a recurrent net",
+    "--recurrent --damping 1": r"damping must be in \[0, 1\)",
+    "--recurrent --judged 3 3": "judged must hold at least one iteration, each once",
     "--head-layers 3": r"head_layers must be in \[1, 2\]",
     "--head-layers 1 1": "head_layers must name each layer once",
     "--predict-layers 0": r"predict_layers must be in \[1, 2\]",

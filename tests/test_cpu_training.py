@@ -61,7 +61,7 @@ def hinton(backend, threads=None, epochs=6):
         with ff.use_backend(backend):
             net.fit(
                 digits.x_train, digits.y_train, epochs=epochs, batch_size=config.batch_size, progress=False,
-                schedule=config.build_schedule(), negatives=config.build_negatives(),
+                schedule=config.build_schedule(), negatives=config.build_negatives((1, 8, 8)),
                 augment=config.build_augment((1, 8, 8)),
             )  # fmt: skip
             net.average.copy_to(net)

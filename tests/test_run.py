@@ -65,6 +65,13 @@ VARIANTS = {
         "predict": "both", "average": 0.9, "shift": 1, "init": "normal", "warmup": 0.2, "validate_every": 3,
     },
     "pairs, low is positive": {"loss": "pair", "direction": "minimize", "lr_schedule": "constant-linear"},
+    "without labels": {
+        "negatives": "hybrid", "blurs": 2, "predict": "head", "head_layers": (1, 2), "head_epochs": 2, "epochs": 2,
+    },
+    "without labels, greedy": {
+        "negatives": "hybrid", "predict": "head", "head_layers": (2,), "head_epochs": 2, "epochs": 1, "mode": "greedy",
+    },
+    "recurrent": {"recurrent": True, "learned": (2, 3), "judged": (3,), "negatives": "hard", "head_layers": (1, 2)},
     "adamw, one layer": {"optimizer": "adamw", "weight_decay": 0.1, "hidden": (5,)},
 }  # fmt: skip
 
