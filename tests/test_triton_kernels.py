@@ -3,6 +3,7 @@
 Every access is checked while they run; results are compared with float64, and between two orders of the blocks.
 """
 
+import contextlib
 from dataclasses import replace
 
 import cases
@@ -87,6 +88,7 @@ def test_labelled_step(arch, mode, tile):
     assert names == ["label_forward_kernel", "label_update_kernel"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("arch", ARCHS)
 def test_split_step(arch, mode):
@@ -109,6 +111,7 @@ def test_why_squares_have_a_load_of_their_own():
         ff.ff_forward(**given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHS)
 def test_adam_and_hinton_over_steps(arch):
     """The optimizers' epilogues as compiled, on two steps: the second takes the state that the first has left."""
@@ -125,6 +128,7 @@ def test_adam_and_hinton_over_steps(arch):
             independent.assert_close(t, true, 1e-5, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHS)
 def test_network_step(arch):
     """Peer normalisation, dropout and the chain of layers, as compiled; a launch more for the layer with dropout."""
@@ -134,6 +138,7 @@ def test_network_step(arch):
     assert names == [*layer, "dropout_kernel", *layer]
 
 
+@pytest.mark.slow
 def test_a_layer_is_measured_on_scratch_tensors(monkeypatch):
     """tune.measure, with a timer that runs each op on one tile and prefers another."""
     monkeypatch.setattr(tiles, "measured_forward", {})
@@ -153,3 +158,43 @@ def test_a_layer_is_measured_on_scratch_tensors(monkeypatch):
     assert [report.kernel for report in reports] == ["forward_kernel", "update_kernel"]
     assert tiles.measured_forward == {(20, 18, 24, "16bit"): table(80, "bf16")[1]}
     assert tiles.measured_update == {(18, 24, 20, "16bit"): (table(80, "bf16", True)[1], 1)}
+
+
+def test_updates_run_beside_the_next_forward(monkeypatch):
+    """The order of launches and waits on two streams, with streams that only write down what is asked of them."""
+    from types import SimpleNamespace
+
+    from ffkernels.triton import launch
+
+    seen, now = [], ["main"]
+
+    class Stream:
+        def __init__(self, name):
+            self.name = name
+
+        def wait_stream(self, other):
+            seen.append(f"{self.name} waits for {other.name}")
+
+    @contextlib.contextmanager
+    def on(stream):
+        before, now[0] = now[0], stream.name
+        yield
+        now[0] = before
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("main"))
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(launch, "_side_stream", lambda index: Stream("side"))
+    x = SimpleNamespace(is_cuda=True, device=SimpleNamespace(index=0))
+
+    def named(name):
+        return lambda: seen.append(f"{name} on {now[0]}")
+
+    with launch._beside(x) as beside:
+        for i in (1, 2):
+            launch._run([named(f"forward {i}")], x)
+            beside([named(f"update {i}")])
+    assert seen == [
+        "forward 1 on main", "side waits for main", "update 1 on side",
+        "forward 2 on main", "side waits for main", "update 2 on side", "main waits for side",
+    ]  # fmt: skip
