@@ -467,7 +467,7 @@ class FFNet(nn.Module):
         """What `predict` takes the largest of; arguments as there. -inf for labels that the head did not let through.
 
         By "goodness" the sum over layers of g (-g if the net minimises it), by "head" its log-probabilities, by "both"
-        the sum of these and of the log-probabilities sum_l g_l / T_l, normalised over the labels.
+        the sum of these and of the log-probabilities mean_l g_l / T_l, normalised over the labels.
         """
         by = self.predict_by if by is None else by
         candidates = self.candidates if candidates is None else candidates
@@ -482,7 +482,7 @@ class FFNet(nn.Module):
             labels = log_p.topk(candidates, dim=1).indices
         g = self.label_goodness(x, labels)[chosen]
         if by == "both":
-            g = g / g.new_tensor([self.stack[i].temperature for i in chosen])[:, None, None]
+            g = g / (len(chosen) * g.new_tensor([self.stack[i].temperature for i in chosen])[:, None, None])
         scores = -g.sum(0) if self.minimize else g.sum(0)
         if by == "both" and log_p is not None:
             scores = scores.log_softmax(1) + (log_p if labels is None else log_p.gather(1, labels))

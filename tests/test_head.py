@@ -107,7 +107,7 @@ def expected_scores(net, x, by, layers):
     g = torch.stack([net.goodness(ff.overlay(x, torch.full((len(x),), c), 3)) for c in range(3)], 2)[layers]
     sign = -1 if net.minimize else 1
     if by == "both":
-        return log_p + (sign * g.sum(0) / 2).log_softmax(1)
+        return log_p + (sign * g.mean(0) / 2).log_softmax(1)
     return log_p if by == "head" else sign * g.sum(0)
 
 
