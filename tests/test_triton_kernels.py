@@ -54,6 +54,14 @@ def matrix(update):
                 yield pytest.param(arch, mode, tile, id=f"sm_{arch}-{mode}-{tile.m}x{tile.n}x{tile.k}-{i}")
 
 
+def labelled_matrix():
+    """Every tile in bf16, the smallest in the other modes: their products are those of the plain kernels."""
+    for case in matrix(update=True):
+        arch, mode, tile = case.values
+        if mode == "bf16" or tile == table(arch, mode, True)[-1]:
+            yield case
+
+
 def in_both_orders(op, mode, given, arch, tile, splits=1):
     with on_ptx(arch, tile, splits) as reports:
         first = verify(op, mode, given)
@@ -80,7 +88,7 @@ def test_update(arch, mode, tile):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("arch", "mode", "tile"), list(matrix(update=True)))
+@pytest.mark.parametrize(("arch", "mode", "tile"), list(labelled_matrix()))
 def test_labelled_step(arch, mode, tile):
     size = max(tile.m, tile.n) + 8
     given = arguments("ff_label_step_", mode, (tile.k + 6, size, size))
