@@ -1,6 +1,6 @@
 """What each rank runs for test_failures.py: a training that goes on until a rank fails.
 
-python ranks_fail.py KIND HOW FOLDER: KIND data, pipeline or mesh; HOW rank 1 fails: hang, raise, or not at all (it
+python ranks_fail.py KIND HOW FOLDER: KIND data, pipeline or mesh; HOW rank 1 fails: hang, raise, or nothing (it
 is killed or stopped from outside). Prints "ready" when training runs and the error with which it ends.
 """
 
