@@ -1,0 +1,207 @@
+"""Faults planted in copies of the kernels, one after the other, each of which the tests named beside it must catch.
+
+    python tests/mutate.py triton            all of them; exit status 1 if one survives
+    python tests/mutate.py triton -k decay   those with this in their name
+
+Triton kernels run in Triton's interpreter. A fault is caught when a test fails by an assertion or by a check of the PTX
+interpreter: a kernel that no longer compiles proves nothing. Before any fault the same tests must pass on an unchanged
+copy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Fault(NamedTuple):
+    """``old`` stands once in ``file``; with ``new`` in its place one of ``tests`` must fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+def _ops(*names: str) -> tuple[str, ...]:
+    return tuple(f"tests/test_ops.py::{name}" for name in names)
+
+
+_FORWARD = _ops("test_options[ff_forward-triton-cpu-float32-bias-defaults]")
+_FORWARD_TILES = _ops("test_shapes[ff_forward-triton-cpu-float32-(33, 123, 110)]")
+_STEP = _ops("test_options[ff_step_-triton-cpu-float32-bias-defaults]")
+_GRAD_TILES = _ops("test_shapes[ff_grad-triton-cpu-float32-(33, 123, 110)]")
+_GRAD = _ops("test_options[ff_grad-triton-cpu-float32-bias-defaults]")
+_ADAM = _ops("test_adam[ff_update_-triton-cpu-float32-adam-decay]")
+_ADAMW = _ops("test_adam[ff_update_-triton-cpu-float32-adamw]")
+_LABELS = _ops("test_options[ff_label_step_-triton-cpu-float32-bias-defaults]")
+
+TRITON = [
+    Fault("tiles are not masked in depth", "common.py", "(col + c < width)[None, :], other=0.0)\n    return tile",
+          "(col + c < width + 1)[None, :], other=0.0)\n    return tile", _FORWARD),
+    Fault("the last row of a tile is masked", "common.py", "mask=(row + r < height)[:, None] & (col + c < width)",
+          "mask=(row + r < height - 1)[:, None] & (col + c < width)", _GRAD),
+    Fault("a tile's rows have the wrong stride", "common.py", "col + r[:, None] * stride + c[None, :]\n        tile",
+          "col + r[:, None] * width + c[None, :]\n        tile",
+          _ops("test_layouts_of_what_is_only_read[ff_forward-triton-cpu-float32-every second row]")),
+    Fault("the row scale forgets eps", "common.py", "(tl.sqrt_rn(q) + eps)", "(tl.sqrt_rn(q) + 0.5 * eps)",
+          _ops("test_options[ff_forward-triton-cpu-float32-bias-tanh-0.3-sum]")),
+    Fault("the forward forgets the row scale", "forward.py",
+          "acc = acc * row_scale(q, eps, inv_width, NORMALIZE)[:, None]", "acc = acc * 1.0", _FORWARD),
+    Fault("the last columns of a tile are not computed", "forward.py", "for k in range(0, K, BLOCK_K):",
+          "for k in range(0, K - BLOCK_K + 1, BLOCK_K):", _FORWARD_TILES),
+    Fault("the bias is added after the goodness", "forward.py", "acc += tl.load(bias + col + n, mask=in_n, other=0.0)",
+          "acc += 0.0 * tl.load(bias + col + n, mask=in_n, other=0.0)", _FORWARD),
+    Fault("padding counts in the goodness", "forward.py", "tl.where(in_n[None, :], result * result, 0.0)",
+          "tl.where(in_n[None, :], result * result, 1.0)", _FORWARD),
+    Fault("every tile writes the goodness of the first", "forward.py", "goodness + tile_n.to(tl.int64) * M",
+          "goodness + 0 * tile_n.to(tl.int64) * M", _FORWARD_TILES),
+    Fault("the sign of the loss is turned", "update.py", "c = tl.where(inside, -s * slope, 0.0)",
+          "c = tl.where(inside, s * slope, 0.0)", _STEP),
+    Fault("the update forgets the row scale", "update.py", "(dz * (r * scale)[None, :])", "(dz * scale)", _GRAD),
+    Fault("the peers' term is left out", "update.py", "dz += d[:, None] * tl.load(row_term",
+          "dz += 0.0 * d[:, None] * tl.load(row_term", _GRAD),
+    Fault("the gradient's rows have the wrong stride", "update.py", "n[:, None] * K + k[None, :], mask",
+          "n[:, None] * N + k[None, :], mask", _GRAD),
+    Fault("one row of the sum is left out", "update.py", "end = tl.minimum(begin + split_rows, M)",
+          "end = tl.minimum(begin + split_rows, M - 1)", _GRAD),
+    Fault("only the first column of tiles is computed", "common.py", "height, pid % in_group // height",
+          "height, 0 * (pid % in_group // height)", _GRAD_TILES),
+    Fault("Adam forgets the weight decay", "optimizers.py", "grad += h4 * value", "grad += 0.0 * value", _ADAM),
+    Fault("AdamW's decay is Adam's", "optimizers.py", "value *= 1.0 - rate * h4", "grad += h4 * value", _ADAMW),
+    Fault("the second moment is not corrected", "optimizers.py", "second = 1.0 / one_minus_power(steps, log_beta2)",
+          "second = 1.0 + 0.0 * one_minus_power(steps, log_beta2)", _ADAM),
+    Fault("the first moment is not damped", "optimizers.py", "new0 = h1 * old0 + (1.0 - h1) * grad\n            new1",
+          "new0 = h1 * old0 + grad\n            new1", _ADAM),
+    Fault("the bias takes no step", "update.py", "finish(tl.sum(sum_dz, 1), bias,",
+          "finish(0.0 * tl.sum(sum_dz, 1), bias,", _STEP),
+]  # fmt: skip
+TRITON = [fault._replace(file=f"ffkernels/triton/{fault.file}") for fault in TRITON]
+
+
+SETS = {"triton": TRITON}
+ENVIRONMENT = {"triton": {"TRITON_INTERPRET": "1"}}
+
+
+def plant(fault: Fault, folder: Path) -> None:
+    """Write the fault into the copy in ``folder``."""
+    file = folder / fault.file
+    text = file.read_text()
+    if text.count(fault.old) != 1:
+        raise RuntimeError(f"mutate.py: {fault.old!r} stands {text.count(fault.old)} times in {fault.file}, not once")
+    file.write_text(text.replace(fault.old, fault.new))
+
+
+def _copy(folder: Path) -> None:
+    ignore = shutil.ignore_patterns("__pycache__", "*.so", ".*")
+    for name in ("ffkernels", "tests", "csrc"):
+        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    for built in (ROOT / "ffkernels").glob("*.so"):
+        (folder / "ffkernels" / built.name).symlink_to(built)
+
+
+def _child(folder: Path, tests: Sequence[str]) -> NoReturn:
+    """Run the tests on the copy in ``folder``; pytest's exit status is the process's."""
+    import pytest
+
+    status = 70  # of a child that fails otherwise, and must not go on as if it were the parent
+    try:
+        output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.chdir(folder)
+        sys.path[:0] = [str(folder), str(folder / "tests")]
+        sys.dont_write_bytecode = True
+        status = pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=short", *tests])
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _verdict(status: int, folder: Path) -> str:
+    output = (folder / "output").read_text()
+    if status == 0:
+        return "survives"
+    if status == 1 and re.search(r"AssertionError|^E +assert|PtxFault", output, re.MULTILINE):
+        return "caught"
+    return f"pytest ended with {status}:\n{output[-3000:]}"
+
+
+def run(faults: Sequence[Fault | None], tests: Sequence[Sequence[str]], jobs: int) -> list[str]:
+    """A verdict for each fault (None: no fault): "caught", "survives", or what else happened.
+
+    What all tests import is imported once, here; each fault then runs in a fork.
+    """
+    import pytest  # noqa: F401
+    import torch
+
+    torch.set_num_threads(1)  # a fork has no threads but its own
+    if os.environ.get("TRITON_INTERPRET"):
+        import triton.runtime.interpreter  # noqa: F401
+    assert "ffkernels" not in sys.modules
+    verdicts: list[str] = [""] * len(faults)
+    running: dict[int, tuple[int, Path]] = {}
+
+    def wait() -> None:
+        pid, status = os.wait()
+        i, folder = running.pop(pid)
+        verdicts[i] = _verdict(os.waitstatus_to_exitcode(status), folder)
+
+    with tempfile.TemporaryDirectory() as name:
+        for i, (fault, chosen) in enumerate(zip(faults, tests, strict=True)):
+            folder = Path(name) / str(i)
+            folder.mkdir()
+            _copy(folder)
+            if fault is not None:
+                plant(fault, folder)
+            while len(running) >= jobs:
+                wait()
+            sys.stdout.flush()
+            pid = os.fork()
+            if pid == 0:
+                _child(folder, chosen)
+            running[pid] = (i, folder)
+        while running:
+            wait()
+    return verdicts
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kernels", choices=list(SETS))
+    parser.add_argument("-k", metavar="TEXT", default="", help="faults whose name has this in it")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="faults of these names")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    args = parser.parse_args()
+    os.environ.update(ENVIRONMENT[args.kernels])
+    faults = [f for f in SETS[args.kernels] if args.k in f.name and (args.only is None or f.name in args.only)]
+    start = time.monotonic()
+    every = list(dict.fromkeys(test for fault in faults for test in fault.tests))
+    sound, *verdicts = run([None, *faults], [every, *(fault.tests for fault in faults)], args.jobs)
+    good = sound == "survives"
+    print(f"without a fault the tests {'pass' if good else 'do not pass: ' + sound}")
+    for fault, verdict in zip(faults, verdicts, strict=True):
+        print(f"{verdict:10}{fault.name} ({fault.file})")
+        good = good and verdict == "caught"
+    print(f"{sum(v == 'caught' for v in verdicts)} of {len(faults)} caught, {time.monotonic() - start:.0f} s")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""Triton kernels compiled for GPUs that are not there, their machine code read: `python -m ffkernels.triton.aot`."""
+
+import importlib.util
+import json
+
+import pytest
+import torch
+
+from ffkernels.triton.tiles import DEVICES
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+
+MATRIX = {"sm_80": "mma.sync", "sm_89": "mma.sync", "sm_90": "wgmma", "sm_100": "tcgen05", "sm_120": "mma.sync",
+          "gfx942": "mfma"}  # fmt: skip
+# which of the kinds of operands are multiplied by which instruction
+OPCODES = {"bf16": ("BF16", "_bf16"), "fp16": (".F32", "_f16"), "tf32": ("TF32", "_xf32"), "medium": ("BF16", "_bf16")}
+
+
+@pytest.fixture(scope="module")
+def aot():
+    from ffkernels.triton import aot
+
+    return aot
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", MATRIX)
+def test_the_tables_configurations(aot, arch):
+    """Native matrix instructions, no spills, shared memory within the limit, 16-byte accesses, no division."""
+    seen = set()
+    for variant in aot.variants(arch, quick=True):
+        for c in aot.compile_variant(arch, variant):
+            code, what = c.code, f"{arch} {c.kernel} {variant}"
+            assert code.spills == 0, what
+            assert code.registers <= (512 if arch == "gfx942" else 255), what
+            assert c.shared <= DEVICES[arch].shared, what
+            if c.kernel == "reduce_kernel":
+                assert code.loads.keys() <= {16, 8, 4}, what
+                continue
+            seen.add((c.kernel, variant.operands))
+            exact = variant.operands == "exact"
+            if exact and arch != "gfx942":  # float32 on ordinary units: only AMD's multiply it exactly
+                assert not code.matrix, what
+            else:
+                # a few tiles of an update are kept off wgmma: see tiles.py
+                allowed = (
+                    {MATRIX[arch], "mma.sync"}
+                    if arch in ("sm_90", "sm_100") and "update" in c.kernel
+                    else {MATRIX[arch]}
+                )
+                assert code.matrix.keys() <= allowed, what
+                assert code.matrix, what
+            if arch != "sm_100" and not exact:
+                names = OPCODES[variant.operands][arch == "gfx942"]
+                assert all(names in opcode for opcode in code.matrix_opcodes), (what, code.matrix_opcodes)
+            assert code.loads.get(16, 0) + code.bulk_copies >= 4, what
+            assert max(code.stores) == 16 or arch == "gfx942", what  # there a thread has 8 bytes of a row
+            assert code.loop["products"] > 0, what
+            if "forward" in c.kernel:
+                assert code.loop["divisions"] == code.loop["reciprocals"] == 0, what
+    assert {("forward_kernel", o) for o in aot.OPERANDS} <= seen
+    assert {("update_kernel", o) for o in aot.OPERANDS} <= seen
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The reader sees what it should: kernels made to have one of each
+
+
+@pytest.fixture(scope="module")
+def product():
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def product(a_ptr, b_ptr, c_ptr, m, n, k, stride, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
+                DIVIDE: tl.constexpr):  # fmt: skip
+        rows, cols = tl.program_id(0) * M + tl.arange(0, M), tl.program_id(1) * N + tl.arange(0, N)
+        acc = tl.zeros((M, N), tl.float32)
+        for start in range(0, k, K):
+            inner = start + tl.arange(0, K)
+            if DIVIDE:
+                inner = inner % (stride + start)  # by a fixed divisor it would be a product
+            a = tl.load(a_ptr + rows[:, None] * stride + inner[None, :], mask=inner[None, :] < k, other=0.0)
+            b = tl.load(b_ptr + cols[None, :] * stride + inner[:, None], mask=inner[:, None] < k, other=0.0)
+            acc = tl.dot(a, b, acc)
+        tl.store(c_ptr + rows[:, None] * n + cols[None, :], acc.to(tl.bfloat16))
+
+    return product
+
+
+def read(aot, product, arch, stride=512, divide=False, **options):
+    x = torch.empty(512, 512, dtype=torch.bfloat16, device="meta")
+    with aot.compiling(arch) as kernels:
+        product[(1, 1)](x, x, x, 512, 512, 512, stride, M=128, N=128, K=32, DIVIDE=divide, **options)
+    (kernel,) = kernels
+    return aot._read(arch, None, kernel).code
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "gfx942"])
+def test_the_reader_sees_each_fault(aot, product, arch):
+    good = read(aot, product, arch, num_warps=8)
+    assert good.spills == good.loop["divisions"] == 0
+    assert set(good.matrix) == {MATRIX[arch]}
+    assert max(good.loads) == 16
+    assert max(read(aot, product, arch, stride=511, num_warps=8).loads) < 16  # rows that start anywhere
+    assert read(aot, product, arch, divide=True, num_warps=8).loop["divisions"] > 0
+    if arch == "sm_80":
+        assert read(aot, product, arch, num_warps=8, maxnreg=64).spills > 0
+
+
+def test_nothing_stays_behind(aot):
+    from triton.runtime import driver
+    from triton.runtime.jit import JITFunction
+
+    before = JITFunction.run, driver._active
+    with pytest.raises(RuntimeError, match="inside"), aot.compiling("sm_80"):
+        raise RuntimeError("inside")
+    assert before == (JITFunction.run, driver._active)
+
+
+def test_every_kind_of_operand_and_tile_is_compiled(aot):
+    from ffkernels.triton.tiles import candidates
+
+    for arch in aot.ARCHS:
+        found = aot.variants(arch)
+        for operands, (_, _, kind) in aot.OPERANDS.items():
+            steps = [v for v in found if (v.op, v.operands) == ("ff_step_", operands)]
+            assert set(candidates(arch, kind)) == {v.tile for v in steps}
+            assert set(candidates(arch, kind, update=True)) == {v.update_tile for v in steps}
+        assert set(aot.variants(arch, quick=True)) <= set(found) | {v for v in found if v.op == "ff_label_step_"}
+
+
+@pytest.mark.slow
+def test_the_command(aot, capsys, monkeypatch, tmp_path):
+    small = aot.variants("gfx942")[-2:-1]
+    monkeypatch.setattr(aot, "report", lambda *a: [c for v in small for c in aot.compile_variant("gfx942", v)])
+    assert aot.main(["--arch", "gfx942", "--json", str(tmp_path / "report.json")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:4] == ["arch", "kernel", "op", "operands"]
+    assert lines[1].startswith("gfx942  label_forward_kernel")
+    content = json.loads((tmp_path / "report.json").read_text())
+    assert content[0]["code"]["matrix"]["mfma"] > 0
+    assert aot.main(["--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out) == content
+
+
+def test_usage_errors(aot, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        aot.main(["--arch", "sm_1"])
+    with pytest.raises(SystemExit, match="2"):
+        aot.main(["--jobs", "0"])
+    assert "--jobs must be at least 1, got 0" in capsys.readouterr().err
