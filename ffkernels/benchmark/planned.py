@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
+from .. import choice
 from ..cost import Device, Launch
 from ..triton import plan, tiles
 from .cases import CLASSES, Case, op_of
@@ -51,4 +53,24 @@ def triton(case: Case, fmt: Format, device: Device) -> list[Launch] | None:
     return [_launch(found) for op, layer in zip(ops, layers, strict=True) for found in plan.plan(op, layer, gpu)]
 
 
-PLANNERS: dict[str, Callable[[Case, Format, Device], list[Launch] | None]] = {"triton": triton}
+def cuda(case: Case, fmt: Format, device: Device) -> list[Launch] | None:
+    """The stages of the CUDA kernels' one launch; None where they do not run. A prediction's passes are launches."""
+    if not device.arch.startswith("sm_"):
+        return None
+    layers = triton_layers(case, fmt, tiles.DEVICES[device.arch])
+    if case.kind != "predict":
+        return list(choice.cuda_launches(op_of(case), layers))
+    ops = [op_of(case), *["ff_forward"] * (len(layers) - 1)]
+    return [found for op, layer in zip(ops, layers, strict=True) for found in choice.cuda_launches(op, [layer])]
+
+
+PLANNERS: dict[str, Callable[[Case, Format, Device], list[Launch] | None]] = {"triton": triton, "cuda": cuda}
+
+
+def as_used_by(backend: str, device: Device) -> Device:
+    """The device with the rates that the backend's instructions can reach (choice.MMA_SYNC_SHARE)."""
+    if backend != "cuda":
+        return device
+    share = choice.MMA_SYNC_SHARE.get(int(device.arch.removeprefix("sm_")) // 10 * 10, 1.0)
+    rates = {name: rate * (1 if name == "fp32" else share) for name, rate in device.rates.items()}
+    return replace(device, rates=rates)

@@ -11,7 +11,7 @@ from ..cost import Device, Launch, Work
 from .cases import Case, layers_of, op_of
 from .count import autograd
 from .formats import Format
-from .planned import PLANNERS
+from .planned import PLANNERS, as_used_by
 from .report import aligned, as_markdown
 
 COUNTED_ON = "H100"  # whose plan the first table shows: plans differ little
@@ -58,7 +58,7 @@ def _on(device: Device, case: Case, fmt: Format, once: Work, usual: Work) -> dic
         launches = planner(case, fmt, device)
         if launches is None:
             continue
-        seconds[backend] = cost.predicted(launches, device)
+        seconds[backend] = cost.predicted(launches, as_used_by(backend, device))
         total = sum(launches, start=Work(0, 0, 0, 0))
         plans[backend] = {**_work(total), "kernels": [dataclasses.asdict(launch) for launch in launches]}
     return {"limit": limit, "seconds": seconds, "plans": plans}
