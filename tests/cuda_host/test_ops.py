@@ -142,6 +142,7 @@ def test_labels_out_of_range_do_no_harm():
 # Devices: how many blocks there are and in which order they start changes no bit
 
 
+@slow
 @pytest.mark.parametrize("mode", ["highest", "bf16"])
 @pytest.mark.parametrize("op", ["ff_step_", "ff_network_step_", "ff_label_step_"])
 def test_the_device_changes_no_bit(op, mode):
@@ -208,6 +209,7 @@ def test_networks(layers, labelled):
     assert len(launches) == 1
 
 
+@slow
 @pytest.mark.parametrize("labelled", [False, True])
 def test_deep_network(labelled):
     """More layers than a launch takes."""
@@ -224,6 +226,7 @@ def test_layers_of_different_precision():
     assert [launch["kernel"] for launch in launches] == ["ff_stages_f32", "ff_stages_f32_bf16"]
 
 
+@slow
 def test_twenty_steps_of_a_digits_network_follow_the_reference():
     """Real images, a labelled first layer, Adam: weights stay as close to float64's as torch's float32 does."""
     data = pytest.importorskip("sklearn.datasets").load_digits()
@@ -256,6 +259,7 @@ def test_twenty_steps_of_a_digits_network_follow_the_reference():
         assert (kernel - exact).abs().max() <= allowed
 
 
+@slow
 def test_a_module_trains():
     """FFNet on the kernels: the public road, module to launch."""
     torch.manual_seed(0)
