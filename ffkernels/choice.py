@@ -65,7 +65,7 @@ def cuda_launches(op: str, layers: Sequence[Layer]) -> tuple[cost.Launch, ...]:
             read = x + (0 if op == "ff_grad" else state)
             if i + 1 == len(layers):  # otherwise the next layer's forward reads y in the same stage
                 read += y
-            add(i + 1, _tiles(la.cols) * _tiles(la.depth), la.rows, la, read, state)
+            add(i + 1, _tiles(la.cols) * _tiles(la.depth), la.inputs, la, read, state)
     used = [s for s in stages if s.grid]
     return (replace(used[0], launches=1, barriers=0), *used[1:])
 

@@ -104,7 +104,7 @@ void set_splits(Problem& problem, const Device& device) {
       const Layer& above = problem.layers[i + 1];
       forward_steps = forward_items(problem.rows, above.cols) * tiles(above.depth);
     }
-    layer.splits = choose_splits(tiles(problem.rows), update_items(layer.cols, layer.depth, 1), forward_steps,
+    layer.splits = choose_splits(tiles(problem.rows_of(i)), update_items(layer.cols, layer.depth, 1), forward_steps,
                                  device.capacity(math));
   }
 }
