@@ -89,12 +89,12 @@ class Unsupervised(TrainConfig):
     head_layers: tuple[int, ...] = (1, 2, 3)
     head_lr: float = 0.5
     head_weight_decay: float = 0.001
-    head_epochs: int = 10
+    head_epochs: int = 8
     predict: str = "head"
-    epochs: int | None = 10
+    epochs: int | None = 8
     batch_size: int | None = 250
     optimizer: str = "hinton_sgd"
-    lr: float | None = 0.006
+    lr: float | None = 0.004
     weight_decay: float = 0.004
     warmup: float = 0.1
 
@@ -114,7 +114,7 @@ class Recurrent(TrainConfig):
     label_strength: float = 3.0
     negatives: str = "hard"
     head_layers: tuple[int, ...] = (1, 2)
-    epochs: int | None = 10
+    epochs: int | None = 20
     validate_every: int = 5
     batch_size: int | None = 125
     lr: float | None = 0.002
