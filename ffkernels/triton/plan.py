@@ -171,7 +171,7 @@ def forward(layer: Layer, device: Device, tile: Tile | None = None, wants_p: boo
     flops = 2 * tiles_m * tile.m * tiles_n * tile.n * ceil_div(k, tile.k) * tile.k
     written = e * layer.rows * n * (1 + wants_p) + 4 * layer.rows * tiles_n
     if layer.candidates:
-        constants |= {"CANDIDATES": layer.candidates, "LABELS": layer.label_block}
+        constants |= {"LABELS": layer.label_block}
         label_steps = ceil_div(layer.num_classes, layer.label_block)
         flops += 2 * tiles_m * tile.m * tiles_n * tile.n * label_steps * layer.label_block * layer.candidates
         read += 8 * layer.rows
@@ -240,6 +240,7 @@ def update(
     if layer.candidates:
         labels = ceil_div(layer.num_classes, layer.label_block)
         constants["LABELS"] = layer.label_block
+        del constants["Q_PARTS"]  # the forward has given the squared norms in one piece
         blocks += tiles_m * labels
         flops += 2 * layer.candidates * tiles_m * tile.m * labels * layer.label_block * splits * split_rows
         read += 8 * layer.rows
