@@ -6,7 +6,7 @@ import cases
 import pytest
 import torch
 import twin
-from cuda.arithmetic import TWINS
+from cuda_kernels.arithmetic import TWINS
 
 import ffkernels as ff
 from ffkernels import choice, cost
