@@ -196,10 +196,7 @@ def dropout_seed(seed: object, x: Tensor) -> None:
         raise TypeError(f"dropout_seed must be a tensor where a layer has dropout, got {type(seed).__name__}")
     if seed.dtype != torch.int64:
         raise TypeError(f"dropout_seed must be torch.int64, got {seed.dtype}")
-    if seed.shape != (1,) or seed.device != x.device:
-        raise ValueError(
-            f"dropout_seed must have shape (1,) on {x.device} as x is, got {tuple(seed.shape)} on {seed.device}"
-        )
+    like("dropout_seed", seed, (1,), "(1,)", torch.int64, x.device)
 
 
 def labels(name: str, t: Tensor, x: Tensor, dims: int) -> None:

@@ -55,8 +55,12 @@ def test_every_column_computes_its_case(case, name):
     require_right(name, errors, COLUMNS[name].precision)
 
 
-def test_low_precision_runs_in_low_precision():
-    assert first_run(TINY[1], "ffkernels medium")["moment"] > 10 * first_run(TINY[1], "ffkernels highest")["moment"]
+def test_low_precision_runs_in_low_precision_where_the_machine_has_it():
+    medium, highest = (first_run(TINY[1], f"ffkernels {precision}")["moment"] for precision in ("medium", "highest"))
+    if _extension.cpu_isa()["used"] in ("portable", "avx2"):  # no bf16 products: float32
+        assert medium == highest
+    else:
+        assert medium > 10 * highest
 
 
 class Spoiled:

@@ -229,7 +229,9 @@ def test_every_choice_of_a_run_has_a_flag_whose_help_states_its_default():
 
 def test_flags_reach_the_config(data_dir, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(cli, "_create", lambda path, config, dataset: seen.append((path, config)) or sys.exit(9))
+    monkeypatch.setattr(
+        cli, "_create", lambda path, config, dataset, launch: seen.append((path, config)) or sys.exit(9)
+    )
     flags = ["--activation", "gelu", "--normalize", "l2", "--label-strength", "2", "--goodness", "mean", "--threshold",
              "2.5", "--temperature", "0.5", "--head-layers", "2", "1", "--head-lr", "0.3", "--head-weight-decay",
              "0.01", "--mode", "simultaneous", "--batch-size", "7", "--optimizer", "sgd",
@@ -261,7 +263,9 @@ def test_flags_reach_the_config(data_dir, tmp_path, monkeypatch):
 def test_a_preset_is_the_flags_that_the_list_shows(name, data_dir, tmp_path, monkeypatch, capsys):
     seen = []
     monkeypatch.setattr(cli, "_load", lambda *args: load_mnist(data_dir))
-    monkeypatch.setattr(cli, "_create", lambda path, config, dataset: seen.append((str(path), config)) or sys.exit(9))
+    monkeypatch.setattr(
+        cli, "_create", lambda path, config, dataset, launch: seen.append((str(path), config)) or sys.exit(9)
+    )
     with pytest.raises(SystemExit) as ended:
         cli.main(["train", "--list-presets"])
     assert ended.value.code == 0

@@ -147,8 +147,12 @@ class Stepping(Dataset):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
 def test_a_worker_of_a_data_loader_stays_one_thread():
-    assert torch.get_num_threads() > 1
-    expected = [Stepping()[i][0] for i in range(4)]  # the parent's pool has threads, which a fork does not copy
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        expected = [Stepping()[i][0] for i in range(4)]  # the parent's pool has threads, which a fork does not copy
+    finally:
+        torch.set_num_threads(before)
     loader = DataLoader(Stepping(), batch_size=None, num_workers=2, multiprocessing_context="fork")
     for (y, more), own in zip(loader, expected, strict=True):
         assert torch.equal(y, own)

@@ -339,7 +339,7 @@ for _label, _run, _error, *_says in [
     ("fit: epochs", lambda net: net.fit(X, LABELS, epochs=0), ValueError, "epochs", "0"),
     ("fit: mode", lambda net: net.fit(X, LABELS, epochs=1, mode="both"), ValueError, "mode", "'both'"),
     ("fit: lr", lambda net: net.fit(X, LABELS, epochs=1, lr=-1.0), ValueError, "lr", "-1.0"),
-    ("fit: lr function", lambda net: net.fit(X, LABELS, epochs=1, lr=lambda t: NAN), ValueError, "lr", "nan"),
+    ("fit: lr function", lambda net: net.fit(X, LABELS, epochs=1, lr=lambda t: NAN), TypeError, "lr", "function"),
     ("fit: no labels", lambda net: net.fit(X, epochs=1), ValueError, "labels", "None"),
     ("fit: lengths", lambda net: net.fit(X, LABELS[:4], epochs=1), ValueError, "labels", "B = 6", "(4,)"),
     ("fit: label values", lambda net: net.fit(X, LABELS + 1, epochs=1), ValueError, "labels", "[0, 3)", "3"),

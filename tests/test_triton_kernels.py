@@ -11,6 +11,8 @@ import independent
 import ptx
 import pytest
 import torch
+import twin
+from cuda_kernels.arithmetic import TWINS
 from test_ops import check, run
 from triton_cases import ARCHS, MODES, compiled_once, on_ptx, table  # noqa: F401
 
@@ -39,11 +41,14 @@ def verify(op, mode, given):
     if mode not in ("tf32", "medium"):
         return check(op, given, MODES[mode][0])
     results = run(op, given)
+    if mode == "tf32":
+        exact, rounded = twin.computed(op, given), twin.computed(op, given, TWINS["tf32"])
+        twin.assert_as_exact({name: results[name] for name in exact}, exact, rounded)
+        return results
     exact = independent.computed_by_torch(op, given, torch.float64)
     for name, true in exact.items():
         bf16 = independent.computed_by_torch(op, given, torch.bfloat16)[name]
-        allowed = true + 1e-3 * true.abs().max() if mode == "tf32" else bf16
-        independent.assert_as_exact_as_torch(results[name], true, allowed, name)
+        independent.assert_as_exact_as_torch(results[name], true, bf16, name)
     return results
 
 

@@ -42,6 +42,7 @@ class Arithmetic(NamedTuple):
     dtype: torch.dtype = torch.float64
     product: Callable[[Tensor, Tensor], Tensor] = plain_product
     stored: Callable[[Tensor], Tensor] = lambda t: t  # what memory keeps of y, p, weights and gradients
+    scales_x: bool = False  # the gradient's product is of dz and r x, not of r dz and x
 
 
 EXACT = Arithmetic()
@@ -137,7 +138,8 @@ def _gradient(x, p, coef, layer, how):
         dz = dz + layer["row_term"][:, None] * layer["col_term"]
     scaled = dz * _row_scale(x, layer)[:, None]
     labels = layer.get("num_classes") or 0
-    by_weight = torch.cat([scaled.T @ x[:, :labels], how.product(scaled.T, x[:, labels:].T)], 1)
+    left, right = (dz, x * _row_scale(x, layer)[:, None]) if how.scales_x else (scaled, x)
+    by_weight = torch.cat([scaled.T @ x[:, :labels], how.product(left.T, right[:, labels:].T)], 1)
     return [by_weight, dz.sum(0)][: 1 if layer["bias"] is None else 2]
 
 

@@ -95,7 +95,7 @@ def test_as_many_blocks_fit_as_the_plan_counts_on(arch):
     for i, math in enumerate(MATHS):
         used = resources(arch)[math]
         assert used["REG"] <= REGISTERS
-        assert used["SHARED"] == 0
+        assert used["SHARED"] == (1024 if int(arch) >= 90 else 0)  # the system's own, from sm_90 on
         fitting = blocks_per_sm(lim, 128, shared_bytes(math), used["REG"])
         assert Gpu(int(arch)).blocks()[i] <= fitting
         assert fitting >= (3 if lim.shared_per_sm > 128 * 1024 else 1)

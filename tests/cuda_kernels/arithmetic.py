@@ -15,7 +15,7 @@ def _tf32(t):
 
 TWINS = {
     "bf16": twin.BF16,
-    "fp16": twin.Arithmetic(torch.float32, lambda a, b: _fp16(a) @ _fp16(b).T, _fp16),
+    "fp16": twin.Arithmetic(torch.float32, lambda a, b: _fp16(a) @ _fp16(b).T, _fp16, scales_x=True),
     "f32": twin.FLOAT32,
     "tf32": twin.Arithmetic(torch.float32, lambda a, b: _tf32(a) @ _tf32(b).T),
     "f32_bf16": twin.MEDIUM,

@@ -74,6 +74,10 @@ def assert_exact(op, given, math, results):
         divisors = [len(v["weight"]) if v.get("goodness", "mean") == "mean" else 1 for v in layers]
         error = (rounded["goodness"] - exact["goodness"]).abs().mean(-1) / torch.tensor(divisors)
         rounded["loss"] = exact["loss"] + error.reshape(exact["loss"].shape)
+    for name in exact:
+        if name.endswith("peer_mean"):  # a tenth of a mean of y, whose own rounding the twin's mean may cancel by luck
+            least = 0.1 * torch.finfo(DTYPES.get(math, torch.float32)).eps / 2 * exact[name].abs().max()
+            rounded[name] = exact[name] + (rounded[name] - exact[name]).abs().max().clamp(min=least)
     twin.assert_as_exact(results, exact, rounded)
 
 
