@@ -83,7 +83,7 @@ TRITON = [
     Fault("AdamW's decay is Adam's", "optimizers.py", "value *= 1.0 - rate * h4", "grad += h4 * value", _ADAMW),
     Fault("the second moment is not corrected", "optimizers.py", "second = 1.0 / one_minus_power(steps, log_beta2)",
           "second = 1.0 + 0.0 * one_minus_power(steps, log_beta2)", _ADAM),
-    Fault("the first moment is not damped", "optimizers.py", "new0 = h1 * old0 + (1.0 - h1) * grad\n            new1",
+    Fault("the first moment is not damped", "optimizers.py", "new0 = h1 * old0 + rest1 * grad\n            new1",
           "new0 = h1 * old0 + grad\n            new1", _ADAM),
     Fault("the bias takes no step", "update.py", "finish(tl.sum(sum_dz, 1), bias,",
           "finish(0.0 * tl.sum(sum_dz, 1), bias,", _STEP),
