@@ -270,12 +270,19 @@ def _explain_shapes(op: str, x: Tensor, weights: tuple[Tensor, ...]) -> tuple[st
     )
 
 
-def has_matrix_units(device: torch.device) -> bool:
-    """Whether bf16 products run on units of their own there: AMX on a CPU, tensor cores (sm_80 on) on a GPU."""
+def has_bf16_products(device: torch.device) -> bool:
+    """Whether precision "medium" multiplies bf16 there, at twice float32's rate or more.
+
+    On a GPU on tensor cores (sm_80 on); on a CPU with AMX or AVX512-BF16, which shows in what the kernels compute:
+    those for lesser instruction sets take float32.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    isa = _extension.cpu_isa()
-    return device.type == "cpu" and isa is not None and isa["used"] == "amx"
+    if device.type != "cpu" or _extension.unavailable():
+        return False
+    x, one = torch.tensor([[1 + 2.0**-10]]), torch.ones(1, 1)
+    y, _, _ = torch.ops.ffkernels.ff_forward.cpu(x, one, None, None, "none", 0.0, "relu", "medium", False)
+    return y.item() != x.item()  # 1 + 2^-10 is no bf16
 
 
 def ops_of(backend: str) -> list[str]:

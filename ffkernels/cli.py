@@ -435,7 +435,7 @@ def _add_train(commands: Any) -> argparse.ArgumentParser:
 
     g = p.add_argument_group("machine")
     flag(g, "--precision", "of float32 products: highest, high (TF32 or like it) or medium (bf16)",
-         choices=checks.PRECISIONS, shown="medium where the machine has matrix units, else torch's")  # fmt: skip
+         choices=checks.PRECISIONS, shown="medium where the machine multiplies bf16 faster, else torch's")  # fmt: skip
     flag(g, "--backend", "whose kernels run", choices=("auto", *backends.BACKENDS), shown="auto, or FFKERNELS_BACKEND")
     flag(g, "--device", "cpu, cuda, cuda:1, ...", shown="a GPU if there is one", metavar="DEVICE")
     flag(g, "--threads", "CPU threads", type=int, metavar="N", shown="torch's")

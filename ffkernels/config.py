@@ -70,7 +70,7 @@ class TrainConfig:
         optimizer: "adam", "adamw", "sgd" or "hinton_sgd"; lr, weight_decay, momentum (the latter two): its arguments.
         lr_schedule: "constant", "linear" (from lr to 0 over the run) or "constant-linear" (over its second half);
             warmup: share of the run in which the rate first rises from 0.
-        precision: as for `ff_step_`; None: "medium" where the machine has matrix units, else torch's setting.
+        precision: as for `ff_step_`; None: "medium" where it multiplies bf16, else torch's setting.
         backend: as for `use_backend`; None: the present setting.
         device: a torch device; None: the first GPU if torch sees one, else the CPU.
         threads: of the CPU; None: as many as torch would use.
@@ -221,7 +221,7 @@ class TrainConfig:
         """The same run with nothing left to the machine or to defaults that may change: what a run folder stores."""
         device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device is None else self.device
         precision = self.precision
-        if precision is None and backends.has_matrix_units(torch.device(device)):
+        if precision is None and backends.has_bf16_products(torch.device(device)):
             precision = "medium"  # training shows no harm
         return dataclasses.replace(
             self,
