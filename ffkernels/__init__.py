@@ -6,9 +6,10 @@ from .backends import current_backend, explain, info, use_backend
 from .head import SoftmaxHead
 from .hybrid import HybridImages, ImageNegatives, hybrid_images
 from .labels import neutral, overlay, wrong_labels
+from .layer import FFLinear, LayerStep
 from .loss import Hinge, Logistic, Loss, PairSoftplus, SymBa, logistic_loss
 from .negatives import HardLabels, Negatives, UniformLabels
-from .nn import FFLinear, FFNet, LayerStep, NetStep
+from .nn import FFNet, NetStep
 from .ops import (
     FFLayer,
     ff_forward,

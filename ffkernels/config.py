@@ -14,9 +14,10 @@ from .augment import Shift
 from .average import WeightAverage
 from .head import SoftmaxHead
 from .hybrid import BLURS, HybridImages, ImageNegatives
+from .layer import FFLinear
 from .loss import Hinge, Loss, PairSoftplus, SymBa
 from .negatives import HardLabels, Negatives, UniformLabels
-from .nn import PREDICT, FFLinear, FFNet
+from .nn import PREDICT, FFNet
 from .optim import SGD, Adam, AdamW, HintonSGD, Optimizer
 from .recurrent import RecurrentFFNet, check_dynamics
 from .schedule import Schedule

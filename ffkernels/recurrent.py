@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from . import checks, ops
+from .layer import FFLinear, signs
 from .loss import logistic_loss
-from .nn import FFLinear, FFNet, NetStep, signs
-from .peer import new_mean, terms
+from .nn import FFNet, NetStep
 
 EPS = 1e-4  # beside the root mean square of a layer's activity
 
@@ -244,13 +244,12 @@ class RecurrentFFNet(FFNet):
             loss, coef = logistic_loss(
                 total, sign, divisor=layer.divisor, threshold=layer.threshold, temperature=layer.temperature
             )
-            p, options, mean = torch.cat([now.p[i] for now in kept]), layer.forward_options(), layer.peer_mean
-            if mean is not None:
-                options["row_term"], options["col_term"] = terms(sign, mean, layer.peer, layer.divisor)
-            inputs = torch.cat([now.inputs[i] for now in kept])
-            ops.ff_update_(inputs, p, coef, layer.weight, layer.bias, layer.state, layer.optimizer, **options)
-            if mean is not None:
-                mean.copy_(new_mean(mean, torch.cat([now.y[i] for now in kept]), sign))
+            inputs, y, p = (torch.cat([getattr(now, name)[i] for now in kept]) for name in ("inputs", "y", "p"))
+            ops.ff_update_(
+                inputs, p, coef, layer.weight, layer.bias, layer.state, layer.optimizer, **layer.peer_options(sign),
+                **layer.forward_options(),
+            )  # fmt: skip
+            layer.watch_peers(y, sign)
             losses.append(loss)
             means.append(total.view(len(kept), -1).mean(0))
         g = self._g(means)

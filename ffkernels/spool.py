@@ -29,8 +29,9 @@ from torch import Tensor
 from . import ops
 from .batches import Draws, TensorBatches
 from .checkpoint import bytes_of, write_atomic
+from .layer import FFLinear
 from .negatives import Negatives
-from .nn import FFLinear, FFNet
+from .nn import FFNet
 from .optim import state_dtype
 from .peer import START
 from .stage import HeadStage, Stage

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,10 +13,10 @@ from . import ops
 from .batches import Draws
 from .dropout import dropout
 from .hybrid import ImageNegatives
+from .layer import FFLinear, signs
 from .loss import Logistic, Loss
 from .negatives import Negatives
-from .nn import FFLinear, FFNet, signs
-from .peer import new_mean, terms
+from .nn import FFNet
 
 
 class Stage:
@@ -156,10 +157,8 @@ class Stage:
     def _update(
         self, sign: Tensor, layer: FFLinear, x: Tensor, sqnorm: Tensor | None, y: Tensor, p: Tensor, coef: Tensor
     ) -> None:
-        options, mean = layer.forward_options(), layer.peer_mean
-        if mean is not None:
-            options["row_term"], options["col_term"] = terms(sign, mean, layer.peer, layer.divisor)
-            mean.copy_(new_mean(mean, y, sign))
+        options: dict[str, Any] = {**layer.forward_options(), **layer.peer_options(sign)}
+        layer.watch_peers(y, sign)
         if self.optimizer is None:
             ops.ff_update_(
                 x, p, coef, layer.weight, layer.bias, layer.state, layer.optimizer, x_sqnorm=sqnorm, **options

@@ -17,9 +17,10 @@ from . import checks
 from .batches import Draws, LoaderBatches, TensorBatches, make_batches
 from .head import SoftmaxHead
 from .hybrid import ImageNegatives
+from .layer import FFLinear
 from .loss import Loss
 from .negatives import Negatives, UniformLabels
-from .nn import FFLinear, FFNet
+from .nn import FFNet
 from .stage import HeadStage, Stage
 
 Record = dict[str, Any]

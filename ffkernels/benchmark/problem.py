@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..nn import signs
+from ..layer import signs
 from .cases import CLASSES, Case
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..cost import Layer, minimum
-from ..nn import FFLinear
+from ..layer import FFLinear
 
 GRAIN = 16  # columns: a layer is cut at a multiple of it, so that rows of both parts stay aligned
 FLOPS_PER_BYTE = 16.0  # assumption of the counted cost: flops that take as long as a byte to or from memory

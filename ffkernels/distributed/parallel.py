@@ -13,7 +13,8 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from .. import checks
 from ..checkpoint import bytes_of
-from ..nn import FFLinear, FFNet
+from ..layer import FFLinear
+from ..nn import FFNet
 from ..training import Record
 from .data import shares
 from .group import RankError, timeout_of, watch

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .. import ops
-from ..nn import FFLinear
+from ..layer import FFLinear
 from ..optim import Optimizer, state_dtype
 from ..peer import DECAY
 from .group import watch

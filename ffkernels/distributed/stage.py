@@ -18,8 +18,8 @@ from torch import Tensor
 
 from .. import ops
 from ..labels import overlay
+from ..layer import FFLinear
 from ..loss import logistic_loss
-from ..nn import FFLinear
 from ..optim import Optimizer, state_dtype
 from ..peer import new_mean, terms
 from .group import watch
