@@ -130,6 +130,11 @@ def load_mnist(data_dir: str | Path | None = None) -> Dataset:
     return Dataset(name, x_train, y_train, x_test, y_test, (1, *train_shape), num_classes)
 
 
+def load(name: str, data_dir: str | Path | None = None) -> Dataset:
+    """The data "digits" or "mnist", the latter from ``data_dir`` where one is given; see `load_mnist`."""
+    return load_digits() if name == "digits" and data_dir is None else load_mnist(data_dir)
+
+
 def read_idx(
     path: str | Path,
     dims: Sequence[int] | None = None,

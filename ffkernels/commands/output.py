@@ -1,0 +1,33 @@
+"""Where a command's text and JSON go."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from ..checkpoint import write_atomic
+from ..run import to_json
+
+
+class Output:
+    """Where a command's text and JSON go."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.json_target: str | None = args.json
+        self.quiet: bool = getattr(args, "quiet", False)
+        self.stream = sys.stderr if args.json == "-" else sys.stdout  # stdout is then for the JSON alone
+
+    def say(self, text: str) -> None:
+        """What --quiet leaves out."""
+        if not self.quiet:
+            self.result(text)
+
+    def result(self, text: str) -> None:
+        print(text, file=self.stream, flush=True)
+
+    def write_json(self, content: dict[str, Any]) -> None:
+        if self.json_target == "-":
+            print(to_json(content, indent=2), flush=True)
+        elif self.json_target is not None:
+            write_atomic(self.json_target, to_json(content, indent=2).encode() + b"\n")
