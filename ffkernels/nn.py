@@ -147,6 +147,15 @@ class FFNet(nn.Module):
             raise ValueError("label_strength must be a number for labels to be written over the input, it is None")
         return self.label_strength
 
+    def _candidates(
+        self,
+        x: Tensor,  # (B, K) or (B, C, H, W)
+        labels: Tensor | None,
+    ) -> Tensor:  # (B, C)
+        """The labels given; where none are, all of them for every input."""
+        checks.inputs("x", x)
+        return torch.arange(self._classes(), device=x.device).expand(len(x), -1) if labels is None else labels
+
     def overlay(
         self,
         x: Tensor,  # (B, K) or (B, C, H, W)
@@ -218,9 +227,7 @@ class FFNet(nn.Module):
         labels: Tensor | None = None,  # (B, C)
     ) -> Tensor:  # (L, B, C)
         """g of every layer under each candidate label; None: all ``num_classes`` of them."""
-        checks.inputs("x", x)
-        if labels is None:
-            labels = torch.arange(self._classes(), device=x.device).expand(x.shape[0], -1)
+        labels = self._candidates(x, labels)
         _, totals = self.climb_labels(x, labels)
         return self._g(totals).reshape(len(self.layers), *labels.shape)
 

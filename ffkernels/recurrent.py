@@ -183,10 +183,7 @@ class RecurrentFFNet(FFNet):
         labels: Tensor | None = None,  # (B, C)
     ) -> Tensor:  # (L, B, C)
         """g of every layer under each candidate label, the mean over the ``judged`` iterations; None: all labels."""
-        checks.inputs("x", x)
-        if labels is None:
-            labels = torch.arange(self._classes(), device=x.device).expand(x.shape[0], -1)
-
+        labels = self._candidates(x, labels)
         totals = [now.totals for now in self._settle(x, labels, max(self.judged))]
         g = torch.stack([self._g(totals[t - 1]) for t in self.judged]).mean(0)
         return g.reshape(len(self), *labels.shape)
