@@ -15,11 +15,12 @@ import torch
 from test_data import idx_bytes, write_folder
 
 import ffkernels as ff
-from ffkernels import cli, data, training
+from ffkernels import cli, data, run, training
 from ffkernels.commands import train
 from ffkernels.config import TrainConfig
 from ffkernels.data import load_mnist
 from ffkernels.presets import PRESETS
+from ffkernels.run import RunFolder
 
 
 @pytest.fixture(autouse=True)
@@ -281,6 +282,27 @@ def test_a_preset_is_the_flags_that_the_list_shows(name, data_dir, tmp_path, mon
     assert type(preset) is PRESETS[name]
     assert dataclasses.asdict(changed) == {**dataclasses.asdict(preset), "seed": 7, "hidden": (5, 4, 3)}
     assert dataclasses.asdict(preset.resolved()) == dataclasses.asdict(same.resolved())
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_trains_on_other_idx_data_twice_to_the_same_bits(name, tmp_path, monkeypatch):
+    """As USPS is to MNIST: images of another size, a number of classes of their own; nothing but --data-dir says so."""
+    monkeypatch.setattr(run, "draw", lambda *args: None)  # takes most of the time
+    write_folder(tmp_path / "other", rows=(24, 12), size=(5, 6), classes=4)
+    flags = ["--data-dir", str(tmp_path / "other"), "--hidden", "8", "7", "6", "--epochs", "2", "--validation", "6",
+             "--batch-size", "2", "--threads", "1", "--quiet"]  # fmt: skip
+    if PRESETS[name]().head_epochs:
+        flags += ["--head-epochs", "2"]
+    nets = []
+    for folder in ("a", "b"):
+        assert cli.main(["train", "--preset", name, *flags, "--run-dir", str(tmp_path / folder)]) == 0
+        nets.append(RunFolder.open(tmp_path / folder).load_net())
+    first, again = (net.state_dict() for net in nets)
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert nets[0].num_classes == 4
+    assert nets[0].predict(torch.rand(3, 30)).max() < 4
+    untrained = RunFolder.open(tmp_path / "a").build_net()
+    assert not torch.equal(untrained.stack[0].weight, nets[0].stack[0].weight)
 
 
 USAGE = {
