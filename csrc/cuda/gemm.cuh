@@ -465,8 +465,11 @@ __device__ inline void update_slab(float (&sums)[kSums], uint32_t a_tile, uint32
 
 template <typename T>
 __device__ inline float2 two_values(uint32_t word, uint32_t next) {
-  if constexpr (sizeof(T) == 4) return {__uint_as_float(word), __uint_as_float(next)};
-  return unpack<T>(word);
+  if constexpr (sizeof(T) == 4) {
+    return {__uint_as_float(word), __uint_as_float(next)};
+  } else {
+    return unpack<T>(word);
+  }
 }
 
 // Of x that lies along k: the squares of half a row, row threadIdx.x / 2.
