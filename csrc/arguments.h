@@ -67,6 +67,7 @@ inline const void* checked_data(const Tensor& t, const char* name, int64_t dim, 
 class Spans {
  public:
   explicit Spans(Place place = cpu_place()) : place_(place) {}
+  const Place& place() const { return place_; }
   // A contiguous target; returns its data.
   void* target(const Tensor& t, const char* name, std::vector<int64_t> sizes, ScalarType dtype) {
     checked_data(t, name, static_cast<int64_t>(sizes.size()), dtype, place_);

@@ -4,12 +4,12 @@
 #include <string>
 
 #include "cpu/isa.h"
-#include "cpu/kernels.h"
 #include "cpu/peaks.h"
+#include "kernels.h"
+#include "network_arguments.h"
 #include "text_arguments.h"
 #ifdef FFKERNELS_WITH_CUDA
 #include "cuda/device.h"
-#include "cuda/ops.h"
 #include "cuda/record.h"
 #endif
 
@@ -31,6 +31,29 @@ std::string cuda_devices() {
 #else
   return R"({"driver": null, "runtime": null, "error": "built without CUDA", "kernel_error": null, "devices": []})";
 #endif
+}
+
+using ffkernels::NetworkArguments;
+using ffkernels::OptionalTensor;
+using ffkernels::Tensor;
+using ffkernels::Tensors;
+
+// With the flat arguments of the schema, whichever device's kernel it is for.
+template <ffkernels::NetworkStep* step>
+std::tuple<Tensor, Tensor> network_step(
+    const Tensor& x, const OptionalTensor& sign, const OptionalTensor& x_sqnorm, const OptionalTensor& labels_pos,
+    const OptionalTensor& labels_neg, int64_t num_classes, double strength, const Tensors& weights,
+    const Tensors& biases, const Tensors& states, const std::vector<bool>& has_bias,
+    const std::vector<int64_t>& state_sizes, const std::vector<std::string>& optimizers, const Tensors& lrs,
+    const std::vector<double>& hypers, const std::vector<double>& thresholds, const std::vector<double>& temperatures,
+    const std::vector<std::string>& goodness, const std::vector<std::string>& normalize, const std::vector<double>& eps,
+    const std::vector<std::string>& activations, const std::vector<std::string>& precisions,
+    const std::vector<double>& peers, const Tensors& peer_means, const std::vector<double>& dropouts,
+    const OptionalTensor& dropout_seed) {
+  return step({x,          sign,       x_sqnorm,     labels_pos, labels_neg,  num_classes, strength,
+               weights,    biases,     states,       has_bias,   state_sizes, optimizers,  lrs,
+               hypers,     thresholds, temperatures, goodness,   normalize,   eps,         activations,
+               precisions, peers,      peer_means,   dropouts,   dropout_seed});
 }
 
 }  // namespace
@@ -58,7 +81,7 @@ STABLE_TORCH_LIBRARY_IMPL(ffkernels, CPU, m) {
   m.impl("ff_update_.cpu", TORCH_BOX(&ffkernels::cpu::ff_update_));
   m.impl("apply_gradient_.cpu", TORCH_BOX(&ffkernels::cpu::apply_gradient_));
   m.impl("ff_step_.cpu", TORCH_BOX(&ffkernels::cpu::ff_step_));
-  m.impl("ff_network_step_.cpu", TORCH_BOX(&ffkernels::cpu::ff_network_step_));
+  m.impl("ff_network_step_.cpu", TORCH_BOX(&network_step<&ffkernels::cpu::ff_network_step_>));
   m.impl("ff_label_forward.cpu", TORCH_BOX(&ffkernels::cpu::ff_label_forward));
   m.impl("ff_label_step_.cpu", TORCH_BOX(&ffkernels::cpu::ff_label_step_));
 }
@@ -66,13 +89,13 @@ STABLE_TORCH_LIBRARY_IMPL(ffkernels, CPU, m) {
 #ifdef FFKERNELS_WITH_CUDA
 namespace {
 
-template <class Library>
-void register_cuda(Library& m) {
+void register_cuda(torch::stable::detail::StableLibrary& m) {
   m.impl("ff_forward.cuda", TORCH_BOX(&ffkernels::cuda::ff_forward));
   m.impl("ff_grad.cuda", TORCH_BOX(&ffkernels::cuda::ff_grad));
   m.impl("ff_update_.cuda", TORCH_BOX(&ffkernels::cuda::ff_update_));
+  m.impl("apply_gradient_.cuda", TORCH_BOX(&ffkernels::cuda::apply_gradient_));
   m.impl("ff_step_.cuda", TORCH_BOX(&ffkernels::cuda::ff_step_));
-  m.impl("ff_network_step_.cuda", TORCH_BOX(&ffkernels::cuda::ff_network_step_));
+  m.impl("ff_network_step_.cuda", TORCH_BOX(&network_step<&ffkernels::cuda::ff_network_step_>));
   m.impl("ff_label_forward.cuda", TORCH_BOX(&ffkernels::cuda::ff_label_forward));
   m.impl("ff_label_step_.cuda", TORCH_BOX(&ffkernels::cuda::ff_label_step_));
 }

@@ -88,7 +88,7 @@ def register(backend: str, op: str, *, devices: tuple[str, ...] | None, dtypes: 
     _KERNELS[op, backend] = Kernel(devices, dtypes)
 
 
-_CPU_OPS = (
+_OPS = (
     "ff_forward",
     "ff_grad",
     "ff_update_",
@@ -98,13 +98,11 @@ _CPU_OPS = (
     "ff_label_step_",
     "apply_gradient_",
 )
-_CUDA_OPS = tuple(op for op in _CPU_OPS if op != "apply_gradient_")
-for _op in _CPU_OPS:
+for _op in _OPS:
     register("cpu", _op, devices=("cpu",), dtypes=(torch.float32, torch.bfloat16))
     # Triton's interpreter multiplies the bit patterns of bf16
     bf16 = () if triton_device.interpreting() else (torch.bfloat16,)
     register("triton", _op, devices=("cuda",), dtypes=(torch.float32, torch.float16, *bf16))
-for _op in _CUDA_OPS:
     register("cuda", _op, devices=("cuda",), dtypes=(torch.float32, torch.bfloat16, torch.float16))
 
 
@@ -224,8 +222,10 @@ def _overload(op: str, backend: str) -> Callable:
 
 
 def _shape_decides(op: str, device: str, dtype: torch.dtype) -> bool:
-    """Whether both of a GPU's backends could run ``op`` and none is asked for."""
-    return current_backend() == "auto" and all(refusal(b, op, device, dtype) is None for b in ("cuda", "triton"))
+    """Whether both of a GPU's backends could run ``op``, none is asked for, and one may be faster than the other."""
+    if current_backend() != "auto" or op == "apply_gradient_":  # which is one pass over the same memory on both
+        return False
+    return all(refusal(b, op, device, dtype) is None for b in ("cuda", "triton"))
 
 
 def _by_shape(op: str) -> Callable:

@@ -164,5 +164,5 @@ def flat(op, given):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ops, "_call", record)
         with pytest.raises(Stop):
-            call(op, given)
+            getattr(ops, op)(**given)
     return tuple(seen)

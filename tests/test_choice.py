@@ -97,6 +97,14 @@ def test_a_setting_is_not_overruled(two_backends):
         assert "predicted" not in ff.explain("ff_forward", x, weight)
 
 
+def test_shapes_do_not_decide_where_there_is_no_product(two_backends, monkeypatch):
+    for name in ("cuda", "triton"):
+        monkeypatch.setitem(backends._KERNELS, ("apply_gradient_", name), backends.Kernel(("cpu",), cases.DTYPES))
+    weight = torch.empty(4096, 4096)
+    assert backends.kernel("apply_gradient_", weight)(weight) == "cuda"
+    assert "runs on 'cuda'" in ff.explain("apply_gradient_", weight)
+
+
 def test_values_are_looked_at_on_request(monkeypatch):
     monkeypatch.setattr(backends, "_chosen", {})
     given = cases.arguments("ff_step_")

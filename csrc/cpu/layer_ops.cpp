@@ -4,8 +4,9 @@
 #include <cmath>
 
 #include "cpu/isa.h"
-#include "cpu/kernels.h"
 #include "cpu/tensor.h"
+#include "kernels.h"
+#include "network_arguments.h"
 
 namespace ffkernels::cpu {
 namespace {
@@ -105,18 +106,14 @@ void set_label_pair(Job& job, Spans& spans, const Tensor& labels_pos, const Tens
   spans.input(labels_neg);
 }
 
-Dropout parse_dropout(double p, const OptionalTensor& seed, size_t layer) {
+Dropout dropout_of(double p, const int64_t* seed, size_t layer) {
   Dropout dropout;
   if (p == 0.0) return dropout;
-  STD_TORCH_CHECK(p > 0.0 && p < 1.0 && layer > 0, "dropout: must be in [0, 1), and 0 in the first layer");
-  STD_TORCH_CHECK(seed, "dropout_seed: must be given");
-  const auto* data = static_cast<const int64_t*>(checked_data(*seed, "dropout_seed", 1, ScalarType::Long));
-  check_size(*seed, "dropout_seed", 0, 1);
   dropout.on = true;
   dropout.scale = static_cast<float>(1.0 / (1.0 - p));
   dropout.below = static_cast<uint32_t>(p * 4294967296.0);
   dropout.layer = static_cast<uint32_t>(layer);
-  dropout.seed = static_cast<uint64_t>(*data);
+  dropout.seed = static_cast<uint64_t>(*seed);
   return dropout;
 }
 
@@ -158,52 +155,37 @@ class Peers {
 // Adam's bias correction 1 - beta^t, in double: it cancels for small t.
 double bias_correction(double beta, double step) { return 1.0 - std::pow(beta, step); }
 
-// The in-place targets. Returns where the step count stands, to be raised when the kernel has run.
-float* set_optimizer(Job& job, Spans& spans, const Tensor& weight, const OptionalTensor& bias, const Tensor* state,
-                     int64_t state_size, const std::string& kind, const Tensor* lr, const double* hyper) {
+// The optimizer's step on in-place targets. Returns where the step count stands, to be raised when the kernel has run.
+float* set_optimizer(Job& job, Spans& spans, const Tensor& weight, const OptionalTensor& bias,
+                     const FlatOptimizer& flat) {
+  const OptimizerArguments given = optimizer_arguments(spans, weight, bias, dtype_of(job.type), flat);
+  job.new_weight = given.weight;
+  job.new_bias = given.bias;
   OptimizerStep& o = job.optimizer;
-  o.kind = parse<Optimizer, 4>(kind, "optimizer", {"sgd", "adam", "adamw", "hinton_sgd"});
-  const int64_t params = bias ? 2 : 1;
-  const bool adam = o.kind == Optimizer::adam || o.kind == Optimizer::adamw;
-  const int64_t slots = adam ? 2 : o.kind == Optimizer::sgd && state_size == 1 ? 0 : 1;
-  STD_TORCH_CHECK(state_size == 1 + slots * params, "state: has ", state_size, " tensors");
-  job.new_weight = spans.target(weight, "weight", {job.cols, job.depth}, dtype_of(job.type));
-  if (bias) job.new_bias = spans.target(*bias, "bias", {job.cols}, dtype_of(job.type));
-  auto* step = static_cast<float*>(spans.target(state[0], "step", {}, ScalarType::Float));
-  for (int64_t i = 0; i < slots; ++i) {
-    o.slot[i] = static_cast<float*>(spans.target(state[1 + i], "state", {job.cols, job.depth}, ScalarType::Float));
-    if (bias) {
-      o.bias_slot[i] = static_cast<float*>(spans.target(state[1 + slots + i], "state", {job.cols}, ScalarType::Float));
-    }
-  }
-  double rate = hyper[0];
-  if (lr != nullptr) {
-    rate = *static_cast<const float*>(checked_data(*lr, "lr", 0, ScalarType::Float));
-    spans.input(*lr);
-  }
+  o.kind = static_cast<Optimizer>(given.name);
+  std::copy_n(given.slot, 2, o.slot);
+  std::copy_n(given.bias_slot, 2, o.bias_slot);
+  const double rate = given.lr_tensor ? *given.lr_tensor : given.lr;
   o.lr = static_cast<float>(rate);
+  o.weight_decay = static_cast<float>(given.weight_decay);
+  o.momentum = static_cast<float>(given.momentum);
   if (o.kind == Optimizer::sgd) {
-    o.first = *step == 0.f;
-    o.momentum = static_cast<float>(hyper[1]);
-    o.dampening = static_cast<float>(hyper[2]);
-    o.weight_decay = static_cast<float>(hyper[3]);
-    o.nesterov = hyper[4] != 0.0;
+    o.first = *given.step == 0.f;
+    o.dampening = static_cast<float>(given.dampening);
+    o.nesterov = given.nesterov;
   } else if (o.kind == Optimizer::hinton_sgd) {
-    o.momentum = static_cast<float>(hyper[1]);
-    o.rest1 = static_cast<float>(1.0 - hyper[1]);
-    o.weight_decay = static_cast<float>(hyper[2]);
+    o.rest1 = static_cast<float>(1.0 - given.momentum);
   } else {
-    const double next = static_cast<double>(*step) + 1.0;
-    o.beta1 = static_cast<float>(hyper[1]);
-    o.beta2 = static_cast<float>(hyper[2]);
-    o.rest1 = static_cast<float>(1.0 - hyper[1]);
-    o.rest2 = static_cast<float>(1.0 - hyper[2]);
-    o.eps = static_cast<float>(hyper[3]);
-    o.weight_decay = static_cast<float>(hyper[4]);
-    o.step_size = static_cast<float>(rate / bias_correction(hyper[1], next));
-    o.inverse_root_correction2 = static_cast<float>(1.0 / std::sqrt(bias_correction(hyper[2], next)));
+    const double next = static_cast<double>(*given.step) + 1.0;
+    o.beta1 = static_cast<float>(given.beta1);
+    o.beta2 = static_cast<float>(given.beta2);
+    o.rest1 = static_cast<float>(1.0 - given.beta1);
+    o.rest2 = static_cast<float>(1.0 - given.beta2);
+    o.eps = static_cast<float>(given.eps);
+    o.step_size = static_cast<float>(rate / bias_correction(given.beta1, next));
+    o.inverse_root_correction2 = static_cast<float>(1.0 / std::sqrt(bias_correction(given.beta2, next)));
   }
-  return step;
+  return given.step;
 }
 
 void run(const Job& job, const std::string& precision, bool reserve_only = false) {
@@ -229,8 +211,6 @@ Outputs set_outputs(Job& job, bool return_p) {
   job.p = return_p ? out.p.mutable_data_ptr() : nullptr;
   return out;
 }
-
-const Tensor* pointer_to(const OptionalTensor& t) { return t ? &*t : nullptr; }
 
 // y (or p) and coef, for the ops that take them.
 void set_gradient(Job& job, Spans& spans, const Tensor& y, const Tensor& coef) {
@@ -288,9 +268,7 @@ void ff_update_(const Tensor& x, const Tensor& y, const Tensor& coef, const Tens
   set_sqnorm(job, spans, x_sqnorm);
   set_gradient(job, spans, y, coef);
   set_peers(job, spans, row_term, col_term);
-  check_hyper(hyper, 1);
-  float* step = set_optimizer(job, spans, weight, bias, state.data(), static_cast<int64_t>(state.size()), optimizer,
-                              pointer_to(lr), hyper.data());
+  float* step = set_optimizer(job, spans, weight, bias, {optimizer, state, lr, hyper});
   spans.check();
   run(job, precision);
   *step += 1.f;
@@ -306,23 +284,12 @@ void apply_gradient_(const Tensor& weight, const OptionalTensor& bias, const Ten
   job.cols = weight.size(0);
   job.depth = weight.size(1);
   STD_TORCH_CHECK(job.depth > 0 && job.cols > 0, "weight: must not be empty");
-  STD_TORCH_CHECK(bias.has_value() == grad_bias.has_value(), "grad_bias: must be given with a bias and only then");
+  if (bias) job.bias = checked_data(*bias, "bias", 1, dtype_of(job.type));
+  const GivenGradient given = given_gradient(spans, weight, bias, grad_weight, grad_bias);
   job.gradient = true;
-  job.given_weight = static_cast<const float*>(checked_data(grad_weight, "grad_weight", 2, ScalarType::Float));
-  check_size(grad_weight, "grad_weight", 0, job.cols);
-  check_size(grad_weight, "grad_weight", 1, job.depth);
-  STD_TORCH_CHECK(grad_weight.is_contiguous(), "grad_weight: must be contiguous");
-  spans.input(grad_weight);
-  if (bias) {
-    const Floats given = floats_argument(grad_bias, "grad_bias", job.cols);
-    STD_TORCH_CHECK(grad_bias->is_contiguous(), "grad_bias: must be contiguous");
-    job.bias = checked_data(*bias, "bias", 1, dtype_of(job.type));
-    job.given_bias = given.data;
-    spans.input(*grad_bias);
-  }
-  check_hyper(hyper, 1);
-  float* step = set_optimizer(job, spans, weight, bias, state.data(), static_cast<int64_t>(state.size()), optimizer,
-                              pointer_to(lr), hyper.data());
+  job.given_weight = given.weight;
+  job.given_bias = given.bias;
+  float* step = set_optimizer(job, spans, weight, bias, {optimizer, state, lr, hyper});
   spans.check();
   run(job, "highest");
   *step += 1.f;
@@ -343,9 +310,7 @@ std::tuple<Tensor, Tensor, Tensor> ff_step_(const Tensor& x, const Tensor& sign,
   set_loss(job, threshold, temperature, goodness);
   set_sign(job, spans, sign);
   set_peers(job, spans, row_term, col_term);
-  check_hyper(hyper, 1);
-  float* step = set_optimizer(job, spans, weight, bias, state.data(), static_cast<int64_t>(state.size()), optimizer,
-                              pointer_to(lr), hyper.data());
+  float* step = set_optimizer(job, spans, weight, bias, {optimizer, state, lr, hyper});
   spans.check();
   Outputs out = set_outputs(job, false);
   Tensor loss = new_tensor<0>({}, ScalarType::Float);
@@ -355,27 +320,11 @@ std::tuple<Tensor, Tensor, Tensor> ff_step_(const Tensor& x, const Tensor& sign,
   return {out.y, out.goodness, loss};
 }
 
-std::tuple<Tensor, Tensor> ff_network_step_(
-    const Tensor& x, const OptionalTensor& sign, const OptionalTensor& x_sqnorm, const OptionalTensor& labels_pos,
-    const OptionalTensor& labels_neg, int64_t num_classes, double strength, const Tensors& weights,
-    const Tensors& biases, const Tensors& states, const std::vector<bool>& has_bias,
-    const std::vector<int64_t>& state_sizes, const std::vector<std::string>& optimizers, const Tensors& lrs,
-    const std::vector<double>& hypers, const std::vector<double>& thresholds, const std::vector<double>& temperatures,
-    const std::vector<std::string>& goodness, const std::vector<std::string>& normalize, const std::vector<double>& eps,
-    const std::vector<std::string>& activations, const std::vector<std::string>& precisions,
-    const std::vector<double>& peers, const Tensors& peer_means, const std::vector<double>& dropouts,
-    const OptionalTensor& dropout_seed) {
-  const size_t count = weights.size();
-  STD_TORCH_CHECK(count > 0 && has_bias.size() == count && state_sizes.size() == count && optimizers.size() == count &&
-                      thresholds.size() == count && temperatures.size() == count && goodness.size() == count &&
-                      normalize.size() == count && eps.size() == count && activations.size() == count &&
-                      precisions.size() == count && peers.size() == count && dropouts.size() == count &&
-                      (lrs.empty() || lrs.size() == count),
-                  "layers: every list must have an entry a layer");
-  check_hyper(hypers, count);
-  STD_TORCH_CHECK(labels_pos.has_value() == labels_neg.has_value() && labels_pos.has_value() != sign.has_value(),
-                  "either sign or both labels must be given");
-  const int64_t rows = x.size(0) * (labels_pos ? 2 : 1);
+std::tuple<Tensor, Tensor> ff_network_step_(const NetworkArguments& network) {
+  const std::vector<NetworkLayer> layers = layers_of(network);
+  const size_t count = layers.size();
+  const int64_t rows = network.rows();
+  const bool labelled = network.labels_pos.has_value();
   Tensor totals = new_tensor<2>({static_cast<int64_t>(count), rows}, ScalarType::Float);
   Tensor losses = new_tensor<1>({static_cast<int64_t>(count)}, ScalarType::Float);
   auto* total = static_cast<float*>(totals.mutable_data_ptr());
@@ -388,15 +337,13 @@ std::tuple<Tensor, Tensor> ff_network_step_(
   Spans spans;
   std::vector<float> signs(rows, 1.f);  // of the rows above a labelled first layer
   std::fill(signs.begin() + rows / 2, signs.end(), -1.f);
+  const int64_t* seed = dropout_seed_of(network, spans);
   int64_t widest = 0;
-  size_t bias_at = 0, state_at = 0;
   for (size_t i = 0; i < count; ++i) {
+    const NetworkLayer& layer = layers[i];
     Job& job = jobs[i];
-    STD_TORCH_CHECK(!has_bias[i] || bias_at < biases.size(), "biases: too few");
-    STD_TORCH_CHECK(state_sizes[i] > 0 && state_at + state_sizes[i] <= states.size(), "states: too few");
-    const OptionalTensor bias = has_bias[i] ? OptionalTensor(biases[bias_at++]) : std::nullopt;
     if (i == 0) {
-      set_input(job, spans, x);
+      set_input(job, spans, network.x);
     } else {  // x.data follows below, when the memory between the layers is there
       job.type = jobs[0].type;
       job.rows = rows;
@@ -404,27 +351,22 @@ std::tuple<Tensor, Tensor> ff_network_step_(
       job.x = {nullptr, job.depth, 1};
       job.x_sqnorm = {total + (i - 1) * rows, 1};  // the goodness of the layer below
     }
-    set_weight(job, weights[i], bias, normalize[i], eps[i], activations[i]);
-    set_loss(job, thresholds[i], temperatures[i], goodness[i]);
+    set_weight(job, layer.weight, layer.bias, layer.normalize, layer.eps, layer.activation);
+    set_loss(job, layer.threshold, layer.temperature, layer.goodness);
     if (i == 0) {
-      set_sqnorm(job, spans, x_sqnorm);
-      if (labels_pos) {
-        set_label_pair(job, spans, *labels_pos, *labels_neg, num_classes, strength);
+      set_sqnorm(job, spans, network.x_sqnorm);
+      if (labelled) {
+        set_label_pair(job, spans, *network.labels_pos, *network.labels_neg, network.num_classes, network.strength);
       } else {
-        set_sign(job, spans, *sign);
+        set_sign(job, spans, *network.sign);
       }
     } else {
-      job.sign = labels_pos ? Floats{signs.data(), 1} : jobs[0].sign;
+      job.sign = labelled ? Floats{signs.data(), 1} : jobs[0].sign;
     }
-    steps[i] = set_optimizer(job, spans, weights[i], bias, &states[state_at], state_sizes[i], optimizers[i],
-                             lrs.empty() ? nullptr : &lrs[i], &hypers[5 * i]);
-    state_at += state_sizes[i];
-    job.dropout = parse_dropout(dropouts[i], dropout_seed, i);
+    steps[i] = set_optimizer(job, spans, layer.weight, layer.bias, layer.optimizer);
+    job.dropout = dropout_of(layer.dropout, seed, i);
     if (job.dropout.on) job.x_sqnorm = {};  // of other values than the layer below gave
-    if (peers[i] != 0.0) {
-      STD_TORCH_CHECK(own_peers.size() < peer_means.size(), "peer_means: too few");
-      own_peers.emplace_back(job, spans, peers[i], peer_means[own_peers.size()], rows);
-    }
+    if (layer.peer_mean) own_peers.emplace_back(job, spans, layer.peer, *layer.peer_mean, rows);
     job.forward = true;
     job.goodness = total + i * rows;
     job.loss = loss + i;
@@ -437,9 +379,9 @@ std::tuple<Tensor, Tensor> ff_network_step_(
   for (size_t i = 0; i < count; ++i) {
     jobs[i].y = between + (i % 2) * bytes;
     if (i > 0) jobs[i].x.data = jobs[i - 1].y;
-    run(jobs[i], precisions[i], true);
+    run(jobs[i], layers[i].precision, true);
   }
-  for (size_t i = 0; i < count; ++i) run(jobs[i], precisions[i]);
+  for (size_t i = 0; i < count; ++i) run(jobs[i], layers[i].precision);
   for (float* step : steps) *step += 1.f;
   for (const Peers& own : own_peers) own.update();
   return {totals, losses};
@@ -479,9 +421,7 @@ std::tuple<Tensor, Tensor, Tensor> ff_label_step_(
   set_loss(job, threshold, temperature, goodness);
   set_label_pair(job, spans, labels_pos, labels_neg, num_classes, strength);
   set_peers(job, spans, row_term, col_term);
-  check_hyper(hyper, 1);
-  float* step = set_optimizer(job, spans, weight, bias, state.data(), static_cast<int64_t>(state.size()), optimizer,
-                              pointer_to(lr), hyper.data());
+  float* step = set_optimizer(job, spans, weight, bias, {optimizer, state, lr, hyper});
   spans.check();
   Outputs out = set_outputs(job, false);
   Tensor loss = new_tensor<0>({}, ScalarType::Float);

@@ -4,10 +4,11 @@
 // There is one kernel, compiled once for each kind of arithmetic (Math). It runs the stages [stage_begin, stage_end) of
 // a network of `layers` layers; stage s is
 //     the forward tiles of layer s, where its `forward` is set, or the row terms of layer s, where its `coef` is given;
-//     the update tiles of layer s - 1, where its `update` is set,
+//     the update tiles of layer s - 1, where its `update` is set; from its `given_weight`, where that is given,
 // with a barrier over the grid between two stages. So
 //     ff_forward, ff_label_forward     1 layer,  stages [0, 1): forward                    any launch
 //     ff_grad, ff_update_              1 layer,  stages [0, 2): coef and update            cooperative
+//     apply_gradient_                  1 layer,  stages [1, 2): update                     any launch
 //     ff_step_, ff_label_step_         1 layer,  stages [0, 2): forward, loss and update   cooperative
 //     ff_network_step_                 L layers, stages [0, L + 1): the same               cooperative
 // A launch of more than one stage must be cooperative. Where that is not possible, one ordinary launch a stage, with
@@ -117,13 +118,15 @@ struct Layer {
 
   // update
   int32_t update;
-  int32_t splits;     // of the rows, each a work item; >= 1, and at most ceil(M / kTile)
-  Vector coef;        // (M,): c, where the loss does not make it
-  Matrix gradient_y;  // (M, N): y, or p for activations other than relu
-  Vector row_term;    // (M,): a
-  Vector col_term;    // (N,): d
-  void* grad_weight;  // (N, K) contiguous, of the layer's type, with OptimizerKind::store
-  void* grad_bias;    // (N,); null: none
+  int32_t splits;             // of the rows, each a work item; >= 1, and at most ceil(M / kTile)
+  Vector coef;                // (M,): c, where the loss does not make it
+  Matrix gradient_y;          // (M, N): y, or p for activations other than relu
+  Vector row_term;            // (M,): a
+  Vector col_term;            // (N,): d
+  void* grad_weight;          // (N, K) contiguous, of the layer's type, with OptimizerKind::store
+  void* grad_bias;            // (N,); null: none
+  const float* given_weight;  // (N, K) contiguous: a gradient from elsewhere, and no rows; null: none
+  const float* given_bias;    // (N,), where there is a bias
   Optimizer optimizer;
 
   // peer normalisation in ff_network_step_ (instead of row_term and col_term); null: none

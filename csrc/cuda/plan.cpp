@@ -80,8 +80,9 @@ int32_t choose_splits(int64_t row_tiles, int64_t weight_tiles, int64_t forward_s
 }
 
 std::string describe(const Problem& problem) {
-  std::string text = std::string(problem.op) + " of " + std::to_string(problem.base_rows());
-  if (!problem.layers.empty()) text += " x " + std::to_string(problem.layers[0].depth);
+  std::string text = std::string(problem.op) + " of ";
+  if (problem.rows > 0) text += std::to_string(problem.base_rows()) + " x ";
+  if (!problem.layers.empty()) text += std::to_string(problem.layers[0].depth);
   for (const Layer& layer : problem.layers) text += " -> " + std::to_string(layer.cols);
   return text;
 }
@@ -133,14 +134,16 @@ std::vector<Launch> plan(const Problem& problem, const Workspace& workspace, con
   for (size_t begin = 0; begin < problem.layers.size();) {
     Part part = take_part(problem, begin);
     part.params.workspace = workspace;
-    const bool together = part.stages == 1 || device.cooperative;
-    for (int32_t stage = 0; stage < part.stages; stage += together ? part.stages : 1) {
-      const int32_t end = together ? part.stages : stage + 1;
+    int32_t first = 0;
+    while (first + 1 < part.stages && part.items(first) == 0) ++first;
+    for (int32_t stage = first; stage < part.stages;) {
+      const int32_t end = device.cooperative ? part.stages : stage + 1;
       int64_t items = 1;
       for (int32_t s = stage; s < end; ++s) items = std::max(items, part.items(s));
       part.params.stage_begin = stage;
       part.params.stage_end = end;
       launches.push_back({part.math, std::min(items, device.capacity(part.math)), end - stage > 1, part.params});
+      stage = end;
     }
   }
   return launches;

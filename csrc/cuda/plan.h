@@ -58,8 +58,8 @@ void set_splits(Problem& problem, const Device& device);
 
 WorkspaceSizes workspace_sizes(const Problem& problem);
 
-// One launch; several of a network with more than kMaxLayers layers or with layers of different precision. Where the
-// device has no cooperative launch, one a stage: the same bits, for more time.
+// One launch, from the first stage with work on; several of a network with more than kMaxLayers layers or with layers
+// of different precision. Where the device has no cooperative launch, one a stage: the same bits, for more time.
 std::vector<Launch> plan(const Problem& problem, const Workspace& workspace, const Device& device);
 
 }  // namespace ffkernels::cuda

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cuda/block.cuh"
-#include "cuda/gemm.cuh"
+#include "cuda/sums.cuh"
 
 namespace ffkernels::cuda {
 

@@ -2,7 +2,7 @@
 // block does what, so any grid gives the same bits.
 #pragma once
 
-#include "cuda/update.cuh"
+#include "cuda/apply.cuh"
 
 namespace ffkernels::cuda {
 
@@ -27,7 +27,12 @@ __device__ inline void run_stages(const Params& params) {
     for (int item = blockIdx.x; item < forward + update; item += gridDim.x) {
       __syncthreads();  // the item before is done with shared memory
       if (item >= forward) {
-        update_tile<math>(params, stage - 1, item - forward, shared, flag);
+        const Layer& layer = params.layer[stage - 1];
+        if (layer.given_weight) {
+          apply_tile<Element<math>>(layer, item - forward);
+        } else {
+          update_tile<math>(params, stage - 1, item - forward, shared, flag);
+        }
       } else if (given) {
         given_rows<math>(params, stage, item);
       } else {

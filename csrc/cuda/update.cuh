@@ -26,6 +26,15 @@ __device__ inline void optimize_four(const Layer& layer, const OptimizerStep& st
   if (o.slot[1]) store_four(o.slot[1] + at, slot1, count, whole);
 }
 
+// Whether all that optimize_four reads and writes at columns 4 i .. 4 i + 3 of any row may be accessed as one.
+template <typename T>
+__device__ inline bool fours_aligned(const Layer& layer) {
+  const Optimizer& o = layer.optimizer;
+  const void* target = o.kind == OptimizerKind::store ? layer.grad_weight : layer.weight.data;
+  return layer.depth % 4 == 0 && aligned_for_four(target, 0, sizeof(T)) && aligned_for_four(o.slot[0], 0, 4) &&
+         aligned_for_four(o.slot[1], 0, 4);
+}
+
 template <typename T>
 __device__ inline void optimize_bias(const Layer& layer, const OptimizerStep& step, int n, float gradient) {
   Optimizer o = layer.optimizer;
@@ -169,11 +178,7 @@ __device__ inline void update_tile(const Params& params, int index, int item, un
     }
   }
   const OptimizerStep step = begin_step(layer.optimizer);
-  const bool whole =
-      count == 4 && layer.depth % 4 == 0 &&
-      aligned_for_four(layer.optimizer.kind == OptimizerKind::store ? layer.grad_weight : layer.weight.data, 0,
-                       sizeof(T)) &&
-      aligned_for_four(layer.optimizer.slot[0], 0, 4) && aligned_for_four(layer.optimizer.slot[1], 0, 4);
+  const bool whole = count == 4 && fours_aligned<T>(layer);
 #pragma unroll 1
   for (int row = threadIdx.x / 16; row < kTile; row += kEpilogueRows) {
     float gradient[4];

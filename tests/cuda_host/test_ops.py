@@ -4,12 +4,13 @@ import itertools
 
 import cases
 import pytest
+import test_apply_gradient
 import torch
 import twin
 from cuda_kernels.arithmetic import TWINS
 
 import ffkernels as ff
-from ffkernels import choice, cost
+from ffkernels import choice, cost, ops
 from ffkernels.triton.plan import Layer
 
 from .gpu import Gpu, needs_kernels, running
@@ -93,6 +94,35 @@ def test_optimizers(optimizer):
         with running():
             ff.ff_update_(**given)
         assert given["state"]["step"].item() >= 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (66, 68), (129, 255)], ids=str)
+def test_the_optimizer_alone(shape, dtype):
+    """The optimizer's step alone: one ordinary launch, near the least memory traffic."""
+    with running(Gpu(multiprocessors=3)) as launched:
+        test_apply_gradient.check(cases.Target("cuda", "cpu", dtype), shape, "adam", bias=True, steps=1)
+    (launch,) = launched[0].plan["launches"]
+    assert not launch["cooperative"]
+    least = shape[0] * (shape[1] + 1) * (4 + 2 * dtype.itemsize + 4 * 4)  # gradient, weight and two moments
+    assert launched[0].reports[0].l2_unique_bytes <= 1.02 * least + 1024  # whole sectors, and the step count
+
+
+@pytest.mark.parametrize("optimizer", cases.OPTIMIZERS)
+def test_the_optimizer_alone_over_steps(optimizer):
+    with running():
+        test_apply_gradient.check(cases.Target("cuda", "cpu", torch.float32), (5, 70), optimizer, bias=True, steps=2)
+
+
+def test_a_given_gradient_of_any_alignment():
+    """Gradients are parts of a larger buffer where processes add them up."""
+    given = test_apply_gradient.arguments(cases.Target("cuda", "cpu", torch.float32), (6, 8), ff.SGD(lr=1.0))
+    rows = torch.cat([torch.zeros(1), given["grad_weight"].flatten()])
+    given["grad_weight"] = rows[1:].view(6, 8)
+    expected = given["weight"] - given["grad_weight"]
+    with running():
+        ops.apply_gradient_(**given)
+    assert torch.equal(given["weight"], expected)
 
 
 @pytest.mark.parametrize("op", cases.IN_PLACE)

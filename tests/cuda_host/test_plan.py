@@ -5,6 +5,7 @@ import json
 
 import cases
 import pytest
+import test_apply_gradient
 import torch
 from ptx.limits import limits
 
@@ -13,6 +14,7 @@ import ffkernels as ff
 from .gpu import MATHS, REGISTERS, Gpu, needs_kernels, plan, shared_bytes
 
 pytestmark = needs_kernels
+OPS = (*cases.OPS, "apply_gradient_")
 A100, H100, RTX = Gpu(80, 108), Gpu(90, 132), Gpu(89, 128)
 
 
@@ -127,9 +129,9 @@ def test_devices_that_cannot_run_the_kernels():
         plan("ff_network_step_", args, Gpu(80, 40, resident=(0,) * 5))
 
 
-@pytest.mark.parametrize("op", cases.OPS)
+@pytest.mark.parametrize("op", OPS)
 def test_tensors_elsewhere_are_refused(op):
-    args = cases.flat(op, cases.arguments(op))
+    args = cases.flat(op, _arguments(op))
     with pytest.raises(RuntimeError, match="x: must be on a CUDA device"):
         getattr(torch.ops.ffkernels, op).cuda(*args)
 
@@ -155,10 +157,10 @@ def _wrong(op, args):
         yield f"{argument.name} freed", replaced(freed)
 
 
-@pytest.mark.parametrize("op", cases.OPS)
+@pytest.mark.parametrize("op", OPS)
 def test_wrong_arguments_are_refused_and_change_nothing(op):
     """The op is called as torch.compile would call it: past the checks of the public function."""
-    args = cases.flat(op, cases.arguments(op))
+    args = cases.flat(op, _arguments(op))
     count = 0
     for what, wrong in _wrong(op, args):
         before = cases.copied(list(wrong)) if "freed" not in what else None
@@ -176,6 +178,12 @@ def test_wrong_arguments_are_refused_and_change_nothing(op):
                 assert torch.equal(a, b), what
         count += 1
     assert count > 10
+
+
+def _arguments(op):
+    if op != "apply_gradient_":
+        return cases.arguments(op)
+    return test_apply_gradient.arguments(cases.Target("cuda", "cpu", torch.float32), (5, 8), ff.Adam())
 
 
 def _flat_tensors(args):
@@ -201,9 +209,16 @@ def test_targets_that_share_memory_are_refused(op):
         plan(op, tuple(args), A100)
 
 
-@pytest.mark.parametrize("op", cases.IN_PLACE)
+def test_a_target_that_is_the_gradient_is_refused():
+    given = _arguments("apply_gradient_")
+    given["grad_weight"] = given["weight"]
+    with pytest.raises(RuntimeError, match="shares memory"):
+        plan("apply_gradient_", cases.flat("apply_gradient_", given), A100)
+
+
+@pytest.mark.parametrize("op", [*cases.IN_PLACE, "apply_gradient_"])
 def test_targets_must_be_contiguous(op):
-    args = list(cases.flat(op, cases.arguments(op)))
+    args = list(cases.flat(op, _arguments(op)))
     schema = getattr(torch.ops.ffkernels, op).cuda._schema
     for i, argument in enumerate(schema.arguments):
         if argument.name in ("weight", "weights"):

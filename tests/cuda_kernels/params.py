@@ -50,8 +50,8 @@ class Layer(ctypes.Structure):
         ("goodness", c_uint64), ("loss", c_uint64), ("sign", Vector), ("threshold", c_float),
         ("temperature", c_float), ("divisor", c_float), ("update", c_int32), ("splits", c_int32), ("coef", Vector),
         ("gradient_y", Matrix), ("row_term", Vector), ("col_term", Vector), ("grad_weight", c_uint64),
-        ("grad_bias", c_uint64), ("optimizer", Optimizer), ("peer_mean", c_uint64), ("peer", c_float),
-        ("dropout", c_double), ("layer_index", c_int32),
+        ("grad_bias", c_uint64), ("given_weight", c_uint64), ("given_bias", c_uint64), ("optimizer", Optimizer),
+        ("peer_mean", c_uint64), ("peer", c_float), ("dropout", c_double), ("layer_index", c_int32),
     ]  # fmt: skip
 
 

@@ -14,19 +14,19 @@ STEP = ("ff_step_", (70, 70, 70), {"grid": 4})
 # name: (file, source, with the fault, how it shows, what to run)
 FAULTS = {
     "no barrier between the warps of a slab": (
-        "gemm.cuh", "      __syncthreads();  // the step's slab", "      // the step's slab", "uninitialised", STEP),
+        "slabs.cuh", "      __syncthreads();  // the step's slab", "      // the step's slab", "uninitialised", STEP),
     "a wait that leaves a copy out": (
-        "gemm.cuh", "wait_for_copies<kAhead - 1>();", "wait_for_copies<kAhead>();", "not waited for", STEP),
+        "slabs.cuh", "wait_for_copies<kAhead - 1>();", "wait_for_copies<kAhead>();", "not waited for", STEP),
     "fragments in the wrong order": (
-        "gemm.cuh", "multiply<math>(sums + 16 * i + 4 * j, a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);",
+        "products.cuh", "multiply<math>(sums + 16 * i + 4 * j, a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);",
         "multiply<math>(sums + 16 * i + 4 * j, a[i], b[j / 2][j % 2 * 2 + 1], b[j / 2][j % 2 * 2]);", "wrong", STEP),
     "a row too many": (
-        "gemm.cuh", "row < from.rows &&", "row <= from.rows &&", "out of range", STEP),
+        "slabs.cuh", "row < from.rows &&", "row <= from.rows &&", "out of range", STEP),
     "a column too many": (
-        "gemm.cuh", "min(max(from.cols - col, 0), kEach)", "min(max(from.cols + 1 - col, 0), kEach)", "out of range",
+        "slabs.cuh", "min(max(from.cols - col, 0), kEach)", "min(max(from.cols + 1 - col, 0), kEach)", "out of range",
         ("ff_forward", (70, 71, 70), {})),
     "chunks in their places": (
-        "gemm.cuh", "chunks == 8 ? chunk ^ (row & 7)", "chunks == 8 ? chunk", "bank conflicts", STEP),
+        "slabs.cuh", "chunks == 8 ? chunk ^ (row & 7)", "chunks == 8 ? chunk", "bank conflicts", STEP),
     "no store mask": (
         "forward.cuh", "      if (b < rows) {\n        const int64_t to", "      {\n        const int64_t to",
         "out of range", STEP),
