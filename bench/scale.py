@@ -1,10 +1,11 @@
 """Many devices predicted, and a few processes measured.
 
 python bench/scale.py predict [--png scaling.png]                     step times up to 4,096 GPUs
-python bench/scale.py pipeline [--processes 1 2 4] [--json FILE]      throughput of processes of one thread, measured,
-python bench/scale.py data [--processes 1 2 4] [--batch-size 1024]    beside what the model says
+python bench/scale.py measure [--processes 2 3 4] [--kinds pipeline]  throughput of processes of one thread, measured,
+                                                                      beside what the model says of a pipeline
 
-Measured ratios mean something on a machine that does nothing else.
+Processes that train apart, each its own net, show what the machine has to give. Measured ratios mean something on a
+machine that does nothing else.
 """
 
 import argparse
@@ -71,8 +72,9 @@ def draw(args, rows):
 
 
 def worker(args):
-    """One rank: prints the median of its epochs' images a second, and on rank 0 the stages' shares of the cost."""
+    """One rank: rank 0 prints the images a second of all of them, and the stages' shares of the counted cost."""
     import torch
+    import torch.distributed as dist
 
     import ffkernels as ff
     from ffkernels import distributed
@@ -86,25 +88,30 @@ def worker(args):
     model, shares = net, [1.0]
     if args.rank_count > 1:
         distributed.start(timeout=300)
-        if args.command == "data":
-            model = distributed.DataParallelFF(net, compress=args.compress)
-        else:
-            model = distributed.PipelineFF(net, rows=2 * args.batch_size)
-            costs = counted_costs(net.stack, 2 * args.batch_size)
-            parts = [sum(costs[s.index] * (s.last - s.first) / s.total for s in spans) for spans in model.stages]
-            shares = [part / sum(costs) for part in parts]
-    records = model.fit(x, labels, epochs=args.epochs + 1, batch_size=args.batch_size, progress=False)
-    speed = statistics.median(r["rows_per_second"] / 2 for r in records[1:])  # the first one warms up
+    if args.kind == "data":
+        model = distributed.DataParallelFF(net, compress=args.compress)
+    elif args.kind == "pipeline":
+        model = distributed.PipelineFF(net, args.stages or "auto", rows=2 * args.batch_size)
+        costs = counted_costs(net.stack, 2 * args.batch_size)
+        parts = [sum(costs[s.index] * (s.last - s.first) / s.total for s in spans) for spans in model.stages]
+        shares = [part / sum(costs) for part in parts]
+    options = {"epochs": 1, "batch_size": args.batch_size, "progress": False}
+    model.fit(x[: 2 * args.batch_size], labels[: 2 * args.batch_size], **options)  # warms up
+    if args.rank_count > 1:
+        dist.barrier()
+    speed = torch.tensor([model.fit(x, labels, **options)[0]["rows_per_second"] / 2])
+    if args.kind == "copies" and args.rank_count > 1:
+        dist.all_reduce(speed)
     if int(os.environ.get("RANK", 0)) == 0:
-        print(json.dumps({"images_per_second": speed, "shares": shares}))
+        print(json.dumps({"images_per_second": speed.item(), "shares": shares}))
     if args.rank_count > 1:
         distributed.stop()
 
 
-def run(args, count):
+def run(args, kind, count):
     from ranks import environment, free_port
 
-    command = [sys.executable, __file__, args.command, "--worker", str(count), *args.passed]
+    command = [sys.executable, __file__, "measure", "--kind", kind, "--worker", str(count), *args.passed]
     common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     with tempfile.TemporaryFile("w+") as out:
         ranks = []
@@ -127,22 +134,28 @@ def run(args, count):
 def measure(args):
     from ffkernels.benchmark import scale
 
-    cores, found, shares = len(os.sched_getaffinity(0)), {n: [] for n in args.processes}, {}
+    cores = len(os.sched_getaffinity(0))
+    cases = [("copies", 1), *((kind, n) for kind in args.kinds for n in args.processes)]
+    found, shares = {case: [] for case in cases}, {}
     for _ in range(args.rounds):  # interleaved, so that what changes on the machine changes for all
-        for count in args.processes:
-            got = run(args, count)
-            found[count].append(got["images_per_second"])
-            shares[count] = got["shares"]
-    one = statistics.median(found[min(found)])
+        for case in cases:
+            got = run(args, *case)
+            found[case].append(got["images_per_second"])
+            shares[case] = got["shares"]
+    one = statistics.median(found[cases[0]])
     lines = []
-    print(f"{args.command}, {'-'.join(map(str, args.sizes))}, {args.batch_size} images a step, {cores} cores, measured")
-    print("processes  images/s   ratio  ratio by the model")
-    for count in args.processes:
-        speed = statistics.median(found[count])
-        model = count if args.command == "data" else 1 / scale.shared_cores(shares[count], cores)
-        model = min(model, cores)
-        lines.append({"processes": count, "images_per_second": speed, "ratio": speed / one, "model": model})
-        print(f"{count:9d} {speed:9.0f} {speed / one:6.2f}x {model:17.2f}x")
+    print(f"measured: {'-'.join(map(str, args.sizes))}, {args.batch_size} images a step, {args.batches} steps,")
+    print(f"{args.precision}, one thread a process, {cores} cores, medians of {args.rounds} interleaved rounds")
+    print("processes                images/s   ratio  by the model")
+    for kind, count in cases:
+        speed = statistics.median(found[kind, count])
+        line = {"kind": kind, "processes": count, "images_per_second": found[kind, count], "ratio": speed / one}
+        if kind == "pipeline":
+            line["model"] = scale.pipeline_on_cores(shares[kind, count], cores, args.batches)
+        lines.append(line)
+        model = f"{line['model']:12.2f}x" if "model" in line else ""
+        name = {"copies": "apart" if count > 1 else "", "data": "data parallel"}.get(kind, kind)
+        print(f"{count:9d} {name:14s} {speed:9.0f} {speed / one:6.2f}x {model}")
     return lines
 
 
@@ -156,18 +169,20 @@ def main():
     p.add_argument("--device", default="H100")
     p.add_argument("--png", help="draw the table")
     p.add_argument("--json", help="write every number")
-    for name in ("pipeline", "data"):
-        p = commands.add_parser(name, help="throughput of a few processes of one thread each, on this machine")
-        p.add_argument("--processes", type=int, nargs="+", default=[1, 2])
-        p.add_argument("--sizes", type=int, nargs="+", default=[784, 2000, 2000, 2000, 2000])
-        p.add_argument("--batch-size", type=int, default=1024)
-        p.add_argument("--batches", type=int, default=12, help="of an epoch")
-        p.add_argument("--epochs", type=int, default=3)
-        p.add_argument("--rounds", type=int, default=3)
-        p.add_argument("--precision", default="highest", choices=("highest", "high", "medium"))
-        p.add_argument("--compress", default="none", choices=("none", "bf16"))
-        p.add_argument("--json", help="write every number")
-        p.add_argument("--worker", type=int, dest="rank_count", help=argparse.SUPPRESS)
+    p = commands.add_parser("measure", help="throughput of a few processes of one thread each, on this machine")
+    kinds = ("pipeline", "data", "copies")
+    p.add_argument("--kinds", nargs="+", default=kinds, choices=kinds, help="copies: processes that train apart")
+    p.add_argument("--processes", type=int, nargs="+", default=[2], help="beside one (default: 2)")
+    p.add_argument("--sizes", type=int, nargs="+", default=[784, 2000, 2000, 2000, 2000])
+    p.add_argument("--stages", type=int, nargs="+", help="layers of each stage (default: PipelineFF's own division)")
+    p.add_argument("--batch-size", type=int, default=1024)
+    p.add_argument("--batches", type=int, default=20, help="of an epoch; MNIST has 59 of 1,024")
+    p.add_argument("--rounds", type=int, default=3)
+    p.add_argument("--precision", default="highest", choices=("highest", "high", "medium"))
+    p.add_argument("--compress", default="none", choices=("none", "bf16"))
+    p.add_argument("--json", help="write every number")
+    p.add_argument("--kind", default="copies", help=argparse.SUPPRESS)
+    p.add_argument("--worker", type=int, dest="rank_count", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.command == "predict":
         result = predict(args)

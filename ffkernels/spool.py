@@ -15,6 +15,7 @@ chunk, and a few bytes for each row. Disk: rows x classes x width of the layer i
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import mmap
@@ -37,9 +38,20 @@ from .peer import START
 from .stage import HeadStage, Stage
 from .training import Callback, LearningRate, Record, Run
 
-CHUNK_BYTES = 8 << 20  # of outputs, written at once
-RESIDENT_BYTES = 16 << 20  # of a file, before its pages are handed back
-_AROUND = 64 << 10  # bytes that Linux maps with the page that is touched
+CHUNK_BYTES = 4 << 20  # of outputs, written at once
+RESIDENT_BYTES = 4 << 20  # of a file, before its pages are handed back
+_AROUND = 128 << 10  # bytes that Linux maps around a row that is touched, about
+
+
+def _trim() -> None:
+    """Hand the C library's free memory back to the system.
+
+    glibc soon serves tensors of some MB from its heap, where freed ones leave holes that the next layer's do not fit:
+    without this the heap grows with every layer, although no tensor stays.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None  # glibc has it
+    if trim is not None:
+        trim(0)
 
 
 class _Mapped:
@@ -57,9 +69,13 @@ class _Mapped:
         if isinstance(rows, slice):
             found = self._tensor[rows].clone()
             self._touch(found.nbytes)
-        else:
-            found = self._tensor.index_select(0, rows)
-            self._touch(found.nbytes + len(rows) * _AROUND)
+            return found
+        found = self._tensor.new_empty(len(rows), self._tensor.shape[1])
+        each = self._tensor.shape[1] * self._tensor.itemsize + _AROUND
+        size = max(1, RESIDENT_BYTES // each)
+        for part, into in zip(rows.split(size), found.split(size), strict=True):
+            torch.index_select(self._tensor, 0, part, out=into)
+            self._touch(len(part) * each)
         return found
 
     def write(self, first: int, values: Tensor) -> None:
@@ -165,6 +181,7 @@ class Rows:
         for file in self._files.values():
             file.remove()
         self._files, self.layer, self.begun = target, self.layer + 1, 0
+        _trim()
 
     def close(self) -> None:
         """Remove the files."""
@@ -198,7 +215,7 @@ class Spool:
         path = self.layer_file(index)
         layer.to_empty(device=device or "cpu")
         if path.exists():
-            layer.load_state_dict(torch.load(path, weights_only=True))
+            layer.load_state_dict(torch.load(path, mmap=True, weights_only=True))
             return layer
         with torch.random.fork_rng(devices=[]):
             digest = hashlib.blake2b(f"{seed}/{index}/weights".encode(), digest_size=8).digest()
@@ -227,11 +244,12 @@ class Spool:
     def put_down(self, index: int) -> None:
         """The layer leaves the device: back to where it was, or into its file, mapped into memory."""
         layer = self.net.stack[index]
-        if not self._without_memory[index]:
+        if self._without_memory[index]:
+            mapped = torch.load(self.layer_file(index), mmap=True, weights_only=True)
+            layer.load_state_dict(mapped, assign=True)
+        else:
             layer.to(self._homes[index])
-            return
-        mapped = torch.load(self.layer_file(index), mmap=True, weights_only=True)
-        layer.load_state_dict(mapped, assign=True)
+        _trim()
 
     # -- what the layers below give
 
@@ -262,7 +280,8 @@ class Spool:
             for rows in self.sets:
                 rows.resume(index, self._keys)
         for layer in range(min(rows.layer for rows in self.sets), index):
-            self.take_up(layer, device, seed)
+            if device is not None and torch.device(device).type != "cpu":  # mapped weights do for a forward on the CPU
+                self.take_up(layer, device, seed)
             for rows in self.sets:
                 if rows.layer == layer:
                     rows.advance(self._keys)

@@ -2,7 +2,8 @@
 
 python ranks_train.py FOLDER [NAME...]
 
-Writes FOLDER/<name>.pt from the first rank of each training (or of those named), and FOLDER/ranks-<rank>.pt.
+Writes FOLDER/<name>.pt from the first rank of each training (or of those named), and FOLDER/ranks-<rank>.pt; and for
+ranks_resume.py a folder FOLDER/<name>-run with the checkpoint after the first epoch.
 """
 
 import sys
@@ -15,7 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 import ffkernels as ff
 from ffkernels import distributed
-from ffkernels.distributed import DataParallelFF, PipelineFF
+from ffkernels.distributed import DataParallelFF, PipelineFF, checkpoint
 
 ROWS, INPUTS, CLASSES = 75, 12, 3  # 75 rows: the last minibatch is smaller than the others, and than the ranks
 SIZES = (INPUTS, 40, 48, 33, 21)
@@ -69,6 +70,16 @@ RUNS = {
     "mesh-few-rows": (4, "mesh", {"micro_batches": 2}, {}, {"batch_size": 1, "epochs": 1}),
 }
 
+# trainings of RUNS that other numbers of ranks go on with after the first epoch: how two of them do
+RESUMED = {
+    "data-4": ("pipeline", {}),
+    "data-peer": ("data", {}),
+    "data-greedy": ("data", {}),
+    "pipeline-4": ("data", {}),
+    "pipeline-micro": ("pipeline", {"micro_batches": 2}),
+    "mesh-micro": ("data", {"check_every": 1}),
+}
+
 
 class Pairs(torch.utils.data.Dataset):
     """Rows one by one."""
@@ -91,8 +102,18 @@ def model_of(kind, net, group, mesh, arguments):
     return PipelineFF(net, mesh=mesh, rows=48, **arguments)
 
 
-def fit(model, given):
-    given = dict(given)
+def save_first(folder):
+    """A callback that writes the checkpoint after the first epoch."""
+
+    def save(model, records):
+        if len(records) == 1:
+            checkpoint.save_numbered(folder, 1, model, records)
+
+    return save
+
+
+def fit(model, given, **more):
+    given = {**given, **more}
     given.pop("same_as", None)
     shape, dataset = given.pop("shape", (INPUTS,)), given.pop("dataset", False)
     x, labels = data(shape=shape)
@@ -118,7 +139,10 @@ def main(folder, names):
             continue
         sizes = made.get("sizes", SIZES)
         model = model_of(kind, make(**{**made, "sizes": sizes}), groups[ranks], mesh, arguments)
-        records = fit(model, fitted)
+        saved = [save_first(folder / f"{name}-run")] if name in RESUMED else []
+        if saved and rank == 0:
+            (folder / f"{name}-run").mkdir()
+        records = fit(model, fitted, callbacks=saved)
         state, predicted = model.full_state_dict(), model.predict(data()[0][:31]) if "shape" not in fitted else None
         stages = [[(s.index, s.first, s.last, s.total) for s in spans] for spans in model.stages]
         seen[name] = {"records": records, "predicted": predicted}

@@ -4,7 +4,9 @@ import pytest
 import ranks_train
 import torch
 from ranks import TESTS, Ranks
-from ranks_train import RUNS
+from ranks_train import RESUMED, RUNS
+
+from ffkernels import checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -16,6 +18,22 @@ def outputs(tmp_path_factory):
     with Ranks(4, TESTS / "ranks_train.py", folder) as ranks:
         ranks.succeed()
     return folder
+
+
+@pytest.fixture(scope="module")
+def resumed(outputs):
+    """The same folder, after two processes have gone on with what three or four, or one, had begun."""
+
+    def save(net, records):
+        if len(records) == 1:
+            (outputs / "alone-run").mkdir()
+            content = {"format": 1, "net": dict(net.state_dict()), "history": records}
+            checkpoint.save_numbered(outputs / "alone-run", 1, content)
+
+    ranks_train.fit(ranks_train.make(), {}, callbacks=[save])
+    with Ranks(2, TESTS / "ranks_resume.py", outputs) as ranks:
+        ranks.succeed()
+    return outputs
 
 
 def load(folder, name):
@@ -43,6 +61,18 @@ def close(a, b, tolerance):
     return a == pytest.approx(b, rel=tolerance, abs=tolerance)
 
 
+def compare_records(found, expected, tolerance):
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours["epoch"], ours["layer"]) == (theirs["epoch"], theirs["layer"])
+        assert ours["lr"] == pytest.approx(theirs["lr"])
+        assert ours["rows_per_second"] == pytest.approx(2 * ranks_train.ROWS / ours["seconds"])
+        assert abs(ours["error"] - theirs["error"]) <= (10 if tolerance > 1e-6 else 0)
+        for quantity in ("loss", "goodness_positive", "goodness_negative"):
+            for a, b in zip(ours[quantity], theirs[quantity], strict=True):
+                assert (a is None) == (b is None)
+                assert a is None or close(a, b, tolerance)
+
+
 # float64: one order of summation differs from another by 1e-12; an update with a wrong row would be off by 1e-3
 TOLERANCE = {"data-float32": 2e-4, "data-bf16": 0.05}
 
@@ -53,20 +83,29 @@ def test_ranks_train_as_one_process(outputs, name):
     found, tolerance = load(outputs, name), TOLERANCE.get(name, 1e-8)
     net, records = alone(made, fitted)
     compare(found["state"], net.state_dict(), tolerance)
-    for ours, theirs in zip(found["records"], records, strict=True):
-        assert (ours["epoch"], ours["layer"]) == (theirs["epoch"], theirs["layer"])
-        assert ours["lr"] == pytest.approx(theirs["lr"])
-        assert ours["rows_per_second"] == pytest.approx(2 * ranks_train.ROWS / ours["seconds"])
-        assert abs(ours["error"] - theirs["error"]) <= (10 if tolerance > 1e-6 else 0)
-        for quantity in ("loss", "goodness_positive", "goodness_negative"):
-            for a, b in zip(ours[quantity], theirs[quantity], strict=True):
-                assert (a is None) == (b is None)
-                assert a is None or close(a, b, tolerance)
+    compare_records(found["records"], records, tolerance)
     everyone = [load(outputs, f"ranks-{r}")[name] for r in range(ranks)]
     assert all(own["records"] == found["records"] for own in everyone)
     if "shape" not in fitted:
         expected = net.predict(ranks_train.data()[0][:31].to(net.layers[0].weight.dtype))
         assert all(torch.equal(own["predicted"], expected) for own in everyone) or tolerance > 1e-6
+
+
+@pytest.mark.parametrize("name", [*RESUMED, "alone"])
+def test_other_numbers_of_ranks_go_on(resumed, name):
+    """Begun by four, three or one, ended by two, or by one: the same as without the break."""
+    made, fitted = RUNS[name][3:] if name in RUNS else ({}, {})
+    net, records = alone(made, fitted)
+    found = load(resumed, f"{name}-resumed")
+    compare(found["state"], net.state_dict(), 1e-8)
+    compare_records(found["records"], records, 1e-8)
+    content, one = checkpoint.load_latest(resumed / f"{name}-run"), ranks_train.make(**made)
+    assert len(content["history"]) == 1
+    one.load_state_dict(content["net"])
+    assert (one.layers[0].weight - net.layers[0].weight).abs().max() > 1e-3  # or there were nothing left to do
+    records_of_one = ranks_train.fit(one, fitted, history=content["history"])
+    compare(one.state_dict(), net.state_dict(), 1e-8)
+    compare_records(records_of_one, records, 1e-8)
 
 
 @pytest.mark.parametrize("kind", ["data", "pipeline"])

@@ -125,6 +125,7 @@ def test_a_sampler_is_a_loaders():
     assert list(plain) == [[0, 1], [2, 3], [4]]
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on one core
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_dataset_gives_what_tensors_give(workers):
     x, labels = torch.rand(11, 4), torch.arange(11) % 3

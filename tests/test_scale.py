@@ -69,7 +69,9 @@ def test_the_table():
 
 
 def test_stages_that_share_cores():
-    assert scale.shared_cores([1.0], 2) == 1
-    assert scale.shared_cores([0.5, 0.5], 2) == 0.5
-    assert scale.shared_cores([0.25] * 4, 2) == 0.5
-    assert scale.shared_cores([0.7, 0.3], 2) == 0.7
+    assert scale.pipeline_on_cores([1.0], 2, 30) == pytest.approx(1)
+    assert scale.pipeline_on_cores([0.5, 0.5], 2, 1) == pytest.approx(1)  # nothing is side by side
+    assert scale.pipeline_on_cores([0.5, 0.5], 2, 9) == pytest.approx(9 / 5)  # 8 times half of it, and the first one
+    assert scale.pipeline_on_cores([0.25] * 4, 2, 10**6) == pytest.approx(2, rel=1e-5)
+    assert scale.pipeline_on_cores([0.25] * 4, 8, 10**6) == pytest.approx(4, rel=1e-5)
+    assert scale.pipeline_on_cores([0.8, 0.2], 2, 10**6) == pytest.approx(1.25, rel=1e-5)

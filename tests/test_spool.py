@@ -211,7 +211,6 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="the peak is not yet flat", strict=False)  # near the bound: it may be met by chance
 def test_peak_memory_depends_neither_on_depth_nor_on_rows(tmp_path):
     """2, 4 and 8 layers, and four times the rows: within 10 %. Six layers with their state alone take 76 MB."""
     peaks = {}

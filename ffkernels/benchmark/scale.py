@@ -177,6 +177,14 @@ def table(net: Net, counts: Sequence[int], device: str = "H100", micro_batches: 
     return rows
 
 
-def shared_cores(stage_seconds: Sequence[float], cores: int) -> float:
-    """Seconds a minibatch of an FF pipeline whose stages, one thread each, share ``cores`` cores."""
-    return max(*stage_seconds, sum(stage_seconds) / cores) if len(stage_seconds) > 1 else stage_seconds[0]
+def pipeline_on_cores(shares: Sequence[float], cores: int, minibatches: int) -> float:
+    """How many times the throughput of one process an FF pipeline has whose stages, a thread each, share ``cores``.
+
+    The first of the minibatches goes through all stages in turn; then the slowest stage, or the cores, set the pace.
+    Messages cost nothing here: on one machine they are copies in memory.
+
+    Args:
+        shares: of the work of one process, by stage.
+    """
+    pace = max(*shares, sum(shares) / min(cores, len(shares))) if len(shares) > 1 else shares[0]
+    return minibatches * sum(shares) / ((minibatches - 1) * pace + sum(shares))

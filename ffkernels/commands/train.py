@@ -76,13 +76,15 @@ def _train_together(args: argparse.Namespace, parser: argparse.ArgumentParser) -
     try:
         with group.watch().guard():
             rank = int(os.environ["RANK"])
+            division = run.Division(args.stages, args.micro_batches, args.compress, args.check_every)
+            division.check()
             path = None
             if rank == 0:
                 if run.restarted() and args.resume is None:
                     path = Path(args.run_dir) if args.run_dir else run.begun(Path("runs"))
                     if path is not None and (path / "config.json").exists():
                         args.resume, args.run_dir, args.preset = str(path), None, None
-                folder, dataset = _prepare(args, parser, launch=run.launch_key())
+                folder, dataset = _prepare(args, parser, launch=run.launch_key(), check=run.check_config)
                 path = folder.path
             path = group.from_first(path)
             if rank:
@@ -90,7 +92,6 @@ def _train_together(args: argparse.Namespace, parser: argparse.ArgumentParser) -
                 data_dir = _given(args).get("data_dir", folder.config.data_dir)
                 dataset = data.load(folder.config.data, data_dir)
             folder.config = dataclasses.replace(folder.config, device=str(device))
-            division = run.Division(args.stages, args.micro_batches, args.compress, args.check_every)
         args.interrupted = f"continue with --resume {path}"
         show_bar = rank == 0 and not (args.no_progress or args.quiet) and sys.stderr.isatty()
         if rank:
@@ -103,9 +104,12 @@ def _train_together(args: argparse.Namespace, parser: argparse.ArgumentParser) -
 
 
 def _prepare(
-    args: argparse.Namespace, parser: argparse.ArgumentParser, launch: str | None = None
+    args: argparse.Namespace,
+    parser: argparse.ArgumentParser,
+    launch: str | None = None,
+    check: Callable[[TrainConfig], None] = lambda config: None,
 ) -> tuple[RunFolder, Dataset]:
-    """The run's folder, new or as it was left, and its data."""
+    """The run's folder, new or as it was left, and its data. ``check``: what it may raise, before a folder is made."""
     given = _given(args)
     if args.resume is not None:
         if args.preset is not None:
@@ -113,6 +117,7 @@ def _prepare(
         folder = RunFolder.open(args.resume)
         _refuse_contradictions(folder, given, parser)
         config = folder.config
+        check(config)
         dataset = data.load(config.data, given.get("data_dir", config.data_dir))
         folder.check_data(dataset)
         if "epochs" in given:
@@ -122,6 +127,7 @@ def _prepare(
             config = PRESETS[args.preset](**given) if args.preset else TrainConfig(**given)
         except (TypeError, ValueError) as error:
             parser.error(str(error))
+        check(config)
         dataset = data.load(config.data, config.data_dir)
         path = args.run_dir or _new_run_path("-".join(filter(None, (dataset.name, args.preset))))
         folder = _create(path, config, dataset, launch)

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 TIMEOUT = 600.0  # seconds that a collective may take
 _BEAT = 0.3  # seconds between two signs of life
@@ -51,9 +52,21 @@ def start(timeout: float = TIMEOUT) -> torch.device:
     if use_gpu:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
+        limit = timedelta(seconds=timeout)
+        given: dict[str, Any] = {}
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and _one_machine():
+            # torchrun's store outlives the attempts: without a prefix, gloo may find the addresses of dead processes.
+            # Agents of several machines count their restarts apart, so that the prefix would not be the same there.
+            store, rank, size = next(rendezvous("env://", timeout=limit))
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            given = {"store": dist.PrefixStore(f"attempt-{attempt}", store), "rank": rank, "world_size": size}
         # gloo stays for the tensors of the CPU: counts, records and checkpoints
-        dist.init_process_group("cpu:gloo,cuda:nccl" if use_gpu else "gloo", timeout=timedelta(seconds=timeout))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if use_gpu else "gloo", timeout=limit, **given)
     return device
+
+
+def _one_machine() -> bool:
+    return os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
 
 
 def stop() -> None:

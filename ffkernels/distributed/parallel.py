@@ -23,6 +23,7 @@ from .stage import Links, Micro, Rows, Stage
 
 COMPRESSION = ("none", "bf16")
 UPDATES = ("batch", "microbatch")
+ALONE = ("head_epochs", "optimizer", "loss", "negatives", "augment", "spool_dir", "device")  # options of FFNet.fit
 
 
 class ParallelStep(NamedTuple):
@@ -233,9 +234,19 @@ class _Parallel:
             raise RankError(f"after step {self._steps} other weights than the rest are on ranks {list(wrong)}", wrong)
 
     def fit(self, data: Any, labels: Tensor | None = None, **options: Any) -> list[Record]:
-        """Train on labelled inputs; see `ffkernels.distributed.fit.fit` for the options and what it returns."""
+        """Train on labelled inputs; see `ffkernels.distributed.fit.fit` for the options and what it returns.
+
+        Raises:
+            TypeError: an option that `FFNet.fit` has and several processes have not.
+        """
         from .fit import fit
 
+        for name in ALONE:
+            if options.get(name) is not None:
+                raise TypeError(
+                    f"{name} is for FFNet.fit in one process; several have the logistic loss of the layers, "
+                    f"their fused optimizers and uniformly drawn wrong labels"
+                )
         return fit(self, data, labels, **options)
 
     # -- prediction

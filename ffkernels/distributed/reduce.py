@@ -31,19 +31,26 @@ def frozen_rate(optimizer: Optimizer) -> Optimizer:
 
 
 class Bucket:
-    """The gradients of some layers in one flat buffer of the accumulation dtype."""
+    """The gradients of some layers in one flat buffer of the accumulation dtype.
+
+    The weight's gradient of a layer that has a bucket to itself stays where `ff_grad` has put it: it is large, and a
+    copy would cost as much as the optimizer.
+    """
 
     def __init__(self, layers: Sequence[FFLinear], group: Any, compress: bool) -> None:
         self.layers, self.group, self.compress = list(layers), group, compress
+        self._alone = len(self.layers) == 1
         weight = self.layers[0].weight
-        sizes = [t.numel() for layer in self.layers for t in _params(layer)]
+        copied = [_params(layer)[1:] if self._alone else _params(layer) for layer in self.layers]
+        sizes = [t.numel() for params in copied for t in params]
         self.flat = torch.empty(sum(sizes), dtype=state_dtype(weight.dtype), device=weight.device)
         views = iter(self.flat.split(sizes))
-        self.views = [[next(views).view_as(t) for t in _params(layer)] for layer in self.layers]
+        self.views = [[next(views).view_as(t) for t in params] for params in copied]
+        self._large: Tensor | None = None  # the gradient that is not copied
         self._fresh = [True] * len(self.layers)  # nothing of the present minibatch is in the buffer yet
         self._missing = len(self.layers)
         self._optimizers = [layer.optimizer for layer in self.layers]
-        self._reduction: tuple[Any, Tensor] | None = None
+        self._reductions: list[tuple[Any, Tensor, Tensor]] = []  # what runs, what it sums, where that belongs
 
     @property
     def full(self) -> bool:
@@ -51,8 +58,17 @@ class Bucket:
         return self._missing == 0
 
     def add(self, layer: FFLinear, grads: Sequence[Tensor], optimizer: Optimizer, complete: bool) -> None:
-        """Add a micro-batch's gradient; [] where it had no rows. ``complete``: it was the minibatch's last one."""
+        """Add a micro-batch's gradient, which is the bucket's from then on; [] where it had no rows.
+
+        ``complete``: it was the minibatch's last one.
+        """
         at = next(i for i, own in enumerate(self.layers) if own is layer)
+        if self._alone:
+            if self._fresh[at]:
+                self._large = grads[0] if grads else torch.zeros_like(layer.weight, dtype=self.flat.dtype)
+            elif grads and self._large is not None:
+                self._large.add_(grads[0])
+            grads = grads[1:]
         for i, view in enumerate(self.views[at]):
             if self._fresh[at]:
                 view.copy_(grads[i]) if grads else view.zero_()
@@ -64,25 +80,28 @@ class Bucket:
         self._missing -= 1
         self._optimizers[at] = frozen_rate(optimizer)
         if self.full and self.group is not None:
-            sent = self.flat.bfloat16() if self.compress else self.flat
-            work = watch().run(dist.all_reduce, sent, group=self.group, async_op=True)
-            self._reduction = work, sent
+            for t in (self._large, self.flat):
+                if t is not None and t.numel():
+                    sent = t.bfloat16() if self.compress else t
+                    work = watch().run(dist.all_reduce, sent, group=self.group, async_op=True)
+                    self._reductions.append((work, sent, t))
 
     def apply(self) -> None:
         """Wait for the reduction, if there is one under way, and run the optimizers."""
         if not self.full:
             return
-        if self._reduction is not None:
-            work, sent = self._reduction
+        for work, sent, t in self._reductions:
             watch().wait(work)
-            self._reduction = None
-            if sent is not self.flat:
-                self.flat.copy_(sent)
+            if sent is not t:
+                t.copy_(sent)
+        self._reductions.clear()
         for layer, views, optimizer in zip(self.layers, self.views, self._optimizers, strict=True):
-            grad_bias = views[1] if layer.bias is not None else None
-            ops.apply_gradient_(views[0], grad_bias, layer.weight, layer.bias, layer.state, optimizer)
+            grads = views if self._large is None else [self._large, *views]
+            grad_bias = grads[1] if layer.bias is not None else None
+            ops.apply_gradient_(grads[0], grad_bias, layer.weight, layer.bias, layer.state, optimizer)
             if layer.peer_mean is not None:
-                layer.peer_mean.mul_(DECAY).add_(views[-1], alpha=1 - DECAY)
+                layer.peer_mean.mul_(DECAY).add_(grads[-1], alpha=1 - DECAY)
+        self._large = None
         self._missing = len(self.layers)
 
 

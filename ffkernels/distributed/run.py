@@ -13,7 +13,7 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from .. import checkpoint
+from .. import checkpoint, checks
 from ..config import TrainConfig
 from ..data import Dataset
 from ..nn import FFNet
@@ -38,11 +38,21 @@ class Division:
     compress: str = COMPRESSION[0]
     check_every: int = 0
 
-    def model(self, net: FFNet, rows: int) -> _Parallel:
-        """The net, divided. ``rows``: of a minibatch, positive and negative."""
+    def check(self) -> None:
+        """ValueError where the processes that there are cannot be divided so."""
         size = dist.get_world_size()
+        checks.count("stages", self.stages, 1, size, "stages of a pipeline")
         if size % self.stages:
             raise ValueError(f"stages must divide the {size} processes, got {self.stages}")
+        checks.count("micro_batches", self.micro_batches, 1, 2**31, "parts of a minibatch")
+        if self.micro_batches > 1 and self.stages == 1:
+            raise ValueError(f"micro_batches must be 1 without a pipeline (stages 1), got {self.micro_batches}")
+        checks.count("check_every", self.check_every, 0, 2**31, "steps between two checks; 0: none")
+
+    def model(self, net: FFNet, rows: int) -> _Parallel:
+        """The net, divided. ``rows``: of a minibatch, positive and negative."""
+        self.check()
+        size = dist.get_world_size()
         options: dict[str, Any] = {"compress": self.compress, "check_every": self.check_every}
         if self.stages == 1:
             return DataParallelFF(net, **options)

@@ -347,9 +347,14 @@ class Stage:
         else:
             if micro.last:
                 self._keep_order()
-            # coef is that of the micro-batch's own mean, so that low-precision gradients keep their size
+            # coef is that of the micro-batch's own mean; low-precision gradients keep its size until they are summed
+            early = self.dtype == self.acc
+            if early:
+                coef = coef * micro.weight
+                if "row_term" in options:
+                    options["row_term"] = options["row_term"] * micro.weight
             grads = ops.ff_grad(x, p, coef, layer.weight, layer.bias, **options)
-            acc = [g.to(self.acc).mul_(micro.weight) for g in grads if g is not None]
+            acc = [g if early else g.to(self.acc).mul_(micro.weight) for g in grads if g is not None]
             if peers is not None:
                 positive = peers[1][peers[0] > 0].to(self.acc)
                 acc.append(positive.sum(0) * (micro.positive_weight / max(1, micro.positives)))

@@ -1,0 +1,125 @@
+"""torch.distributed with one rank, in this process: it trains as one process does, and what it refuses, and how."""
+
+import os
+import re
+
+import pytest
+import ranks_train
+import torch
+from ranks import free_port
+
+import ffkernels as ff
+from ffkernels import cli, distributed
+from ffkernels.distributed import DataParallelFF, PipelineFF
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """torchrun's variables for one process."""
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"}
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", **where}.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def group(launched):
+    distributed.start(timeout=20)
+    yield
+    distributed.stop()
+
+
+def net(sizes=(6, 5, 4), **options):
+    return ff.FFNet.from_sizes(sizes, num_classes=3, **options)
+
+
+@pytest.mark.parametrize("kind", [DataParallelFF, PipelineFF])
+def test_one_rank_is_one_process(group, kind):
+    ours, theirs = ranks_train.make(), ranks_train.make()
+    records = ranks_train.fit(kind(ours), {})
+    expected = ranks_train.fit(theirs, {})
+    assert [r["loss"] for r in records] == [pytest.approx(r["loss"], rel=1e-9) for r in expected]
+    for name, t in ours.state_dict().items():
+        assert torch.allclose(t, theirs.state_dict()[name], rtol=1e-9, atol=1e-12), name
+
+
+def head():
+    return ff.SoftmaxHead([5], 3, optimizer=ff.SGD(lr=0.1))
+
+
+def averaged():
+    found = net()
+    found.average = ff.WeightAverage(found)
+    return found
+
+
+@pytest.mark.parametrize("kind", [DataParallelFF, PipelineFF])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ff.FFNet([ff.FFLinear(6, 5)], num_classes=3, head=head()), "a softmax head"),
+        (averaged, "an average of its weights"),
+        (lambda: net(dropout=0.1), "dropout"),
+        (lambda: ff.FFNet([ff.FFLinear(6, 5)], num_classes=3, minimize=True), "minimize"),
+        (lambda: ff.FFNet([ff.FFLinear(6, 5)], num_classes=3, label_strength=None), "no label_strength"),
+        (lambda: ff.RecurrentFFNet.from_sizes([6, 5], num_classes=3), "recurrent layers"),
+    ],
+    ids=["head", "average", "dropout", "minimize", "unlabelled", "recurrent"],
+)
+def test_nets_that_one_process_trains(group, kind, make, message):
+    with pytest.raises(ValueError, match=f"net must be a plain FFNet for several processes, it has {message}"):
+        kind(make())
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "error", "message"),
+    [
+        (DataParallelFF, {"compress": "fp8"}, ValueError, r"compress must be one of .*'none', 'bf16'.* got 'fp8'"),
+        (DataParallelFF, {"check_every": -1}, ValueError, "check_every must be in .* got -1"),
+        (PipelineFF, {"stages": "even"}, ValueError, "stages must be one of .*'auto'.* got 'even'"),
+        (PipelineFF, {"stages": [1, 1]}, ValueError, "stages must name 1 stages, one a rank, got 2"),
+        (PipelineFF, {"micro_batches": 0}, ValueError, "micro_batches must be in .* got 0"),
+        (PipelineFF, {"update": "epoch"}, ValueError, "update must be one of .*'batch', 'microbatch'.* got 'epoch'"),
+        (PipelineFF, {"rows": 0}, ValueError, "rows must be in .* got 0"),
+    ],
+)
+def test_bad_arguments(group, kind, options, error, message):
+    with pytest.raises(error, match=message):
+        kind(net(), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"loss": ff.Hinge()}, TypeError, r"loss is for FFNet\.fit in one process"),
+        ({"negatives": ff.HardLabels()}, TypeError, r"negatives is for FFNet\.fit in one process"),
+        ({"augment": lambda x, g: x}, TypeError, r"augment is for FFNet\.fit in one process"),
+        ({"spool_dir": "spool"}, TypeError, r"spool_dir is for FFNet\.fit in one process"),
+        ({"epochs": 0}, ValueError, "epochs must be in .* got 0"),
+        ({"mode": "layerwise"}, ValueError, "mode must be one of .*'greedy'.* got 'layerwise'"),
+        ({"batch_size": 0}, ValueError, "batch_size must be in .* got 0"),
+        ({"validation": 3}, TypeError, r"validation must be \(x, labels\), got int"),
+    ],
+)
+def test_bad_options_of_fit(group, options, error, message):
+    model = DataParallelFF(net(sizes=(12, 5)))
+    before = {name: t.clone() for name, t in model.net.state_dict().items()}
+    with pytest.raises(error, match=message):
+        model.fit(*ranks_train.data(), **{"epochs": 1, "progress": False, **options})
+    assert all(torch.equal(t, before[name]) for name, t in model.net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--preset", "hinton"], r"not for several processes: .*negatives 'hard'.*head_layers"),
+        (["--loss", "symba"], "not for several processes: loss 'symba'"),
+        (["--stages", "2"], r"stages must be in \[1, 1\]"),
+        (["--micro-batches", "2"], r"micro_batches must be 1 without a pipeline \(stages 1\), got 2"),
+    ],
+)
+def test_the_command_line_refuses_before_it_makes_a_folder(launched, tmp_path, capsys, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "--data", "digits", *arguments]) == 1
+    assert os.listdir(tmp_path) == []
+    error = capsys.readouterr().err
+    assert re.fullmatch(rf"error: .*{message}.*\n", error), error
