@@ -1,5 +1,7 @@
 """The model of many devices: against cases that are worked out by hand, and its own limits."""
 
+import dataclasses
+
 import pytest
 
 from ffkernels.benchmark import scale
@@ -13,6 +15,13 @@ def test_all_reduce_by_hand():
     assert scale.all_reduce(1e9, 1) == 0
     assert scale.all_reduce(1e9, 2) == pytest.approx(1e9 / 450e9 + 2 * 3e-6)
     assert scale.all_reduce(1e9, 16) == pytest.approx(2 * 15 / 16 * 1e9 / 50e9 + 8 * 8e-6)
+
+
+def test_a_layers_time_by_hand():
+    device = dataclasses.replace(H100, rates={"bf16": 1e14}, bandwidth=1e12, launch_seconds=1e-6)
+    assert scale.seconds(1e12, 1e9, 2, device) == pytest.approx(1e12 / 0.5e14 + 2e-6)  # half of the peak
+    assert scale.seconds(1e6, 1e9, 1, device) == pytest.approx(1e-3 + 1e-6)  # memory is slower
+    assert NET.gradient_bytes(0) == 4096 * 4096 * 2
 
 
 def test_one_device_computes_and_no_more():
@@ -56,6 +65,31 @@ def test_the_bubble():
     assert scale.activations("bp", 4, 8, "gpipe") == 8
     assert scale.activations("bp", 4, 8) == 4
     assert scale.activations("ff", 4, 8) == 1
+
+
+@pytest.mark.parametrize("kind", ["ff", "bp"])
+def test_pipelines_share_a_minibatch(kind):
+    """Two pipelines of four stages: half of the images each, and every stage's gradients are summed over both."""
+    net = scale.Net((4096,) * 9, 1 << 17)
+    stage = sum(f + r for f, r in scale.layer_times(net, kind, net.images / 16, H100)) / 4
+    found, rows = scale.pipeline(net, kind, 4, 8, H100, replicas=2), net.images / 16
+    hop = rows * 4096 * 2 / 450e9 + 3e-6
+    reduce = scale.all_reduce(2 * net.gradient_bytes(0), 2)
+    assert found == pytest.approx(8 * stage if kind == "ff" else 11 * (stage + 2 * hop) + reduce)
+
+
+def test_slow_wires_bound_an_ff_pipeline():
+    narrow = scale.Net((512,) * 17, 1 << 16)  # little arithmetic for each value sent
+    hop = 2 * narrow.images / 8 * 512 * 2 / 50e9 + 8e-6
+    assert scale.pipeline(narrow, "ff", 16, 8, H100) == pytest.approx(8 * hop)
+    few = scale.Net((8192,) * 3, 64)  # few images for each weight
+    reduce = scale.all_reduce(few.gradient_bytes(0), 32)
+    assert scale.pipeline(few, "ff", 2, 1, H100, replicas=32) == pytest.approx(reduce)
+
+
+def test_a_pipeline_has_no_more_stages_than_layers():
+    for kind in ("ff", "bp"):
+        assert scale.best_of_both(scale.Net((4096, 4096, 4096), 1 << 16), kind, 64, H100)[1] <= 2
 
 
 def test_the_table():
