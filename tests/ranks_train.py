@@ -54,6 +54,7 @@ RUNS = {
     "data-few-rows": (4, "data", {}, {}, {"batch_size": 2, "epochs": 1}),
     "data-images": (2, "data", {}, {}, {"shape": (3, 2, 2)}),
     "data-bf16": (2, "data", {"compress": "bf16"}, {"dtype": torch.float32}, {}),
+    "data-wide": (3, "data", {}, {"sizes": (INPUTS, 800, 700, 20)}, {"epochs": 1}),  # a layer with its own bucket
     "data-dataset": (3, "data", {}, {}, {"dataset": True}),
     **{f"pipeline-{n}": (n, "pipeline", {}, {}, {}) for n in (2, 3, 4)},
     "pipeline-counts": (3, "pipeline", {"stages": [1, 2, 1]}, {}, {}),
@@ -161,12 +162,13 @@ def main(folder, names):
         if rank == 0:
             torch.save({"state": state}, folder / f"steps-{kind}.pt")
     # weights that differ are found
-    model = DataParallelFF(make(), groups[3]) if rank < 3 else None
+    model = DataParallelFF(make(), groups[3], check_every=2) if rank < 3 else None
     if model is not None:
+        model.step(*rows_of(0))
         if rank == 1:
             model.net.layers[2].weight[3, 4] += 1e-6
         try:
-            model.check()
+            model.step(*rows_of(1))
         except distributed.RankError as error:
             seen["check"] = str(error), error.ranks
     torch.save(seen, folder / f"ranks-{rank}.pt")

@@ -124,7 +124,7 @@ def test_weights_that_differ_are_found(outputs):
     for rank in range(3):
         message, ranks = load(outputs, f"ranks-{rank}")["check"]
         assert ranks == (1,)
-        assert "other weights than the rest are on ranks [1]" in message
+        assert "after step 2 other weights than the rest are on ranks [1]" in message
     assert "check" not in load(outputs, "ranks-3")
 
 

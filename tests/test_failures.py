@@ -26,7 +26,7 @@ def until(ranks, text):
 CASES = {
     # kind, how rank 1 fails by itself or which signal it gets, what the others say of it
     "killed": ("pipeline", signal.SIGKILL, r"rank 1 died or was stopped"),
-    "stopped": ("data", signal.SIGSTOP, r"rank 1 died or was stopped"),
+    "stopped": ("mesh", signal.SIGSTOP, r"rank 1 died or was stopped"),
     "hangs": ("data", "hang", r"rank 1 hangs \(alive, but in no collective while others wait\)"),
     "fails": ("pipeline", "raise", r"rank 1 failed: ZeroDivisionError: of the user's own"),
 }

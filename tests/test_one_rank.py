@@ -6,6 +6,7 @@ import re
 import pytest
 import ranks_train
 import torch
+import torch.distributed as dist
 from ranks import free_port
 
 import ffkernels as ff
@@ -123,3 +124,17 @@ def test_the_command_line_refuses_before_it_makes_a_folder(launched, tmp_path, c
     assert os.listdir(tmp_path) == []
     error = capsys.readouterr().err
     assert re.fullmatch(rf"error: .*{message}.*\n", error), error
+
+
+def test_attempts_of_torchrun_share_no_keys(launched, monkeypatch):
+    """The agent's store stays from one attempt to the next; addresses of dead processes would still be in it."""
+    agent = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=True)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    for attempt in ("0", "1"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
+        distributed.start(timeout=20)
+        store = dist.distributed_c10d._get_default_store()
+        assert not store.check(["address"])
+        store.set("address", attempt)
+        assert agent.num_keys() > 0
+        distributed.stop()

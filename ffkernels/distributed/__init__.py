@@ -11,7 +11,8 @@ Every collective has the process group's timeout, and a failure names the rank (
 
 from .data import ShardedSampler
 from .group import TIMEOUT, RankError, launched, start, stop
-from .parallel import DataParallelFF, ParallelStep, PipelineFF
+from .model import ParallelStep
+from .parallel import DataParallelFF, PipelineFF
 
 __all__ = [
     "TIMEOUT",

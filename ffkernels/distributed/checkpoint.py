@@ -23,13 +23,13 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from ..checkpoint import CheckpointError, prune, sync_folder, write_atomic
 from .group import watch
-from .parallel import _Parallel
+from .model import ParallelModel
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 
 
-def save_numbered(folder: str | Path, number: int, model: _Parallel, history: list[Any]) -> Path:
+def save_numbered(folder: str | Path, number: int, model: ParallelModel, history: list[Any]) -> Path:
     """Write checkpoint ``number`` of ``folder`` and remove all but the last two. Every rank of the model calls it.
 
     Until all ranks have written their share, the folder's other checkpoints stay as they are.
@@ -118,7 +118,7 @@ def _read(reader: dcp.FileSystemReader, state: dict[str, Tensor]) -> None:
         dcp.load(state, storage_reader=reader, no_dist=True)
 
 
-def load_into(path: str | Path, model: _Parallel) -> None:
+def load_into(path: str | Path, model: ParallelModel) -> None:
     """Put a checkpoint's weights and optimizer state into ``model``; each rank reads its own layers."""
     state = model.wanted_state()
     _read(dcp.FileSystemReader(path), state)

@@ -14,14 +14,14 @@ from .. import checks
 from ..training import MODES, LearningRate, Record, check_validation, status
 from .data import Shards
 from .group import watch
-from .parallel import _Parallel
+from .model import ParallelModel
 from .stage import Micro
 
 Callback = Callable[[Any, list[Record]], object]
 
 
 def fit(
-    model: _Parallel,
+    model: ParallelModel,
     data: Any,
     labels: Tensor | None = None,  # (B,)
     *,
@@ -88,7 +88,7 @@ class _Loop:
 
     def __init__(
         self,
-        model: _Parallel,
+        model: ParallelModel,
         shards: Shards,
         only: int | None,
         epochs: int,

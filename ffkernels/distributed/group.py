@@ -91,6 +91,15 @@ def timeout_of(group: Any) -> timedelta:
     return group._get_backend(group._device_types[0]).options._timeout
 
 
+def message_limit(group: Any, device: torch.device) -> timedelta | None:
+    """What isend and irecv of the group may take, for Work.wait.
+
+    gloo's have the timeout with which the group was made, half an hour for those of a device mesh, whatever was set
+    later. NCCL's are ended by its watchdog.
+    """
+    return timeout_of(group) if device.type == "cpu" else None
+
+
 class Watch:
     """This rank's signs of life, and who is to blame for a failed collective. `watch` gives the process's own.
 
@@ -143,10 +152,10 @@ class Watch:
         with self._waiting():
             return collective(*args, **kwargs)
 
-    def wait(self, work: Any) -> None:
-        """Wait for a collective that was started with async_op, isend or irecv."""
+    def wait(self, work: Any, limit: timedelta | None = None) -> None:
+        """Wait for a collective that was started with async_op; of isend or irecv with the `message_limit`."""
         with self._waiting():
-            work.wait()
+            work.wait(*([] if limit is None else [limit]))
 
     # -- failures
 

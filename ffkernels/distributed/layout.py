@@ -14,7 +14,7 @@ from ..cost import Layer, minimum
 from ..layer import FFLinear
 
 GRAIN = 16  # columns: a layer is cut at a multiple of it, so that rows of both parts stay aligned
-FLOPS_PER_BYTE = 16.0  # assumption of the counted cost: flops that take as long as a byte to or from memory
+FLOPS_PER_BYTE = 64.0  # flops that take as long as a byte to or from memory; docs/scale.md has what decided it
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from ..run import RunError, RunFolder, finish, split, to_json
 from ..training import Record
 from . import checkpoint as sharded
 from .group import watch
-from .parallel import COMPRESSION, DataParallelFF, PipelineFF, _Parallel
+from .model import COMPRESSION, ParallelModel
+from .parallel import DataParallelFF, PipelineFF
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Division:
             raise ValueError(f"micro_batches must be 1 without a pipeline (stages 1), got {self.micro_batches}")
         checks.count("check_every", self.check_every, 0, 2**31, "steps between two checks; 0: none")
 
-    def model(self, net: FFNet, rows: int) -> _Parallel:
+    def model(self, net: FFNet, rows: int) -> ParallelModel:
         """The net, divided. ``rows``: of a minibatch, positive and negative."""
         self.check()
         size = dist.get_world_size()
@@ -96,7 +97,7 @@ def check_config(config: TrainConfig) -> None:
         )
 
 
-def restore(folder: RunFolder, model: _Parallel) -> list[Record]:
+def restore(folder: RunFolder, model: ParallelModel) -> list[Record]:
     """Put the newest usable checkpoint, of however many processes, into ``model``; the records so far."""
 
     def look(path: Path) -> tuple[Path, list[Record]]:
@@ -139,7 +140,7 @@ def train(
         if model.main:
             folder.rewind(history)
 
-        def save(model: _Parallel, history: list[Record]) -> None:
+        def save(model: ParallelModel, history: list[Record]) -> None:
             if model.main:
                 with open(folder.path / "metrics.jsonl", "a") as file:
                     file.write(to_json(history[-1]) + "\n")

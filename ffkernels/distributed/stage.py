@@ -13,20 +13,17 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from .. import ops
 from ..labels import overlay
-from ..layer import FFLinear
+from ..layer import FFLinear, signs
 from ..loss import logistic_loss
 from ..optim import Optimizer, state_dtype
-from ..peer import new_mean, terms
-from .group import watch
 from .layout import Span
+from .messages import IN_FLIGHT, Inbox, Outbox, Shape
 from .reduce import Bucket, buckets, frozen_rate
 
-IN_FLIGHT = 4  # micro-batches between two stages, at most
 _BACK = 1  # the tag of what returns, which may overtake what goes forward
 
 
@@ -45,11 +42,10 @@ class Micro(NamedTuple):
         return self.positives + self.negatives
 
     def signs(self, like: Tensor) -> Tensor:  # (M,)
-        sign = torch.ones(self.rows, dtype=state_dtype(like.dtype), device=like.device)
-        if self.paired:
-            sign[1::2] = -1
-        else:
-            sign[self.positives :] = -1
+        if not self.paired:
+            return signs(self.positives, self.negatives, like)
+        sign = signs(self.rows, 0, like)
+        sign[1::2] = -1
         return sign
 
 
@@ -75,54 +71,6 @@ class Links:
     data: Any = None
     place: int = 0
     places: int = 1
-
-
-Shape = tuple[tuple[int, ...], torch.dtype]
-
-
-class _Inbox:
-    """Tensors from another stage, received ahead of their use."""
-
-    def __init__(self, shapes: Iterator[list[Shape]], device: torch.device, **sender: Any) -> None:
-        self._shapes, self._device, self._sender = shapes, device, sender
-        self._coming: deque[list[tuple[Any, Tensor]]] = deque()
-        for _ in range(IN_FLIGHT):
-            self._expect()
-
-    def _expect(self) -> None:
-        shapes = next(self._shapes, None)
-        if shapes is None:
-            return
-        tensors = [torch.empty(shape, dtype=dtype, device=self._device) for shape, dtype in shapes]
-        self._coming.append([(watch().run(dist.irecv, t, **self._sender), t) for t in tensors])
-
-    def take(self) -> list[Tensor]:
-        parts = self._coming.popleft()
-        for work, _ in parts:
-            watch().wait(work)
-        self._expect()
-        return [t for _, t in parts]
-
-
-class _Outbox:
-    """Tensors on their way to another stage; waits when too many of them have not been taken."""
-
-    def __init__(self, **receiver: Any) -> None:
-        self._receiver = receiver
-        self._going: deque[list[tuple[Any, Tensor]]] = deque()
-
-    def put(self, *tensors: Tensor) -> None:
-        while len(self._going) >= IN_FLIGHT:
-            self._settle()
-        self._going.append([(watch().run(dist.isend, t, **self._receiver), t) for t in tensors])
-
-    def _settle(self) -> None:
-        for work, _ in self._going.popleft():
-            watch().wait(work)
-
-    def flush(self) -> None:
-        while self._going:
-            self._settle()
 
 
 @dataclass
@@ -167,10 +115,10 @@ class Stage:
         self.sums = torch.zeros(3, depth, dtype=torch.float64, device=self.device)
         self._bucket: dict[int, Bucket] = {}
         self._waiting: deque[_Waiting] = deque()
-        self._inbox: _Inbox | None = None
-        self._outbox: _Outbox | None = None
-        self._goodness_in: _Inbox | None = None
-        self._goodness_out: _Outbox | None = None
+        self._inbox: Inbox | None = None
+        self._outbox: Outbox | None = None
+        self._goodness_in: Inbox | None = None
+        self._goodness_out: Outbox | None = None
         if not direct:
             own = [(s, layer) for s, layer in self.layers if s.index in self.trained]
             for layer in [a for s, a in own if not s.whole]:  # these are complete at times of their own
@@ -197,15 +145,15 @@ class Stage:
         links, plan = self.links, [m for m in plan if m.rows]
         if not self.first:
             shapes = (self._message(m.rows) for m in plan)
-            self._inbox = _Inbox(shapes, self.device, group=links.pipe, group_src=links.place - 1)
+            self._inbox = Inbox(shapes, self.device, group=links.pipe, group_src=links.place - 1)
             if self.layers[0][0].tail:
-                self._goodness_out = _Outbox(group=links.back, group_dst=links.place - 1, tag=_BACK)
+                self._goodness_out = Outbox(self.device, group=links.back, group_dst=links.place - 1, tag=_BACK)
         if not self.last:
-            self._outbox = _Outbox(group=links.pipe, group_dst=links.place + 1)
+            self._outbox = Outbox(self.device, group=links.pipe, group_dst=links.place + 1)
             if self.layers[-1][0].head:
                 back: Iterator[list[Shape]] = ([((m.rows,), self.acc)] for m in plan)
                 source = {"group": links.back, "group_src": links.place + 1, "tag": _BACK}
-                self._goodness_in = _Inbox(back, self.device, **source)
+                self._goodness_in = Inbox(back, self.device, **source)
 
     def _message(self, rows: int) -> list[Shape]:
         """What comes from the stage before: x and |x|^2; of a cut first layer also the head's y and goodness."""
@@ -295,16 +243,13 @@ class Stage:
         if learns and self.direct and span.whole and (pairs is None or not micro.paired):
             held: dict[str, Any] = {
                 "weight": layer.weight, "bias": layer.bias, "state": layer.state, "optimizer": layer.optimizer,
-                **layer.step_options(),
+                **layer.step_options(), **layer.peer_options(sign),
             }  # fmt: skip
-            if (mean := layer.peer_mean) is not None:
-                held["row_term"], held["col_term"] = terms(sign, mean, layer.peer, layer.divisor)
             if pairs is None:
                 y, total, loss = ops.ff_step_(x, sign, x_sqnorm=sqnorm, **held)
             else:
                 y, total, loss = ops.ff_label_step_(x, pairs[:, 0], pairs[:, 1], **labels, **held)
-            if mean is not None:
-                mean.copy_(new_mean(mean, y, sign))
+            layer.watch_peers(y, sign)
             self._count(span, layer, total, sign, loss)
             return y, total
         self._settle(layer)
@@ -339,9 +284,8 @@ class Stage:
         peers: tuple[Tensor, Tensor] | None = None,  # sign (M,) and y (M, N), with peer normalisation
     ) -> None:
         options = {**layer.forward_options(), "x_sqnorm": sqnorm}
-        mean = layer.peer_mean
-        if peers is not None and mean is not None:
-            options["row_term"], options["col_term"] = terms(peers[0], mean, layer.peer, layer.divisor)
+        if peers is not None:
+            options |= layer.peer_options(peers[0])
         if self.direct:
             ops.ff_update_(x, p, coef, layer.weight, layer.bias, layer.state, optimizer, **options)
         else:
@@ -396,10 +340,10 @@ class Stage:
         classes, links = self.num_classes, self.links
         if not self.first:
             shapes = ([*self._message(n * classes), ((n * classes,), self.acc)] for n in sizes)
-            inbox = _Inbox(shapes, self.device, group=links.pipe, group_src=links.place - 1)
+            inbox = Inbox(shapes, self.device, group=links.pipe, group_src=links.place - 1)
         else:
             parts = given()
-        outbox = None if self.last else _Outbox(group=links.pipe, group_dst=links.place + 1)
+        outbox = None if self.last else Outbox(self.device, group=links.pipe, group_dst=links.place + 1)
         for n in sizes:
             if self.first:
                 x, score, pairs = self._under_labels(next(parts))
