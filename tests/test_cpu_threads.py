@@ -146,6 +146,7 @@ class Stepping(Dataset):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # two workers, where there is one core
 def test_a_worker_of_a_data_loader_stays_one_thread():
     before = torch.get_num_threads()
     torch.set_num_threads(2)

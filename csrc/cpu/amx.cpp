@@ -10,6 +10,7 @@
 #if defined(__x86_64__)
 // gcc 12 warns of its own intrinsics, which leave an unused operand undefined on purpose (gcc bug 105593).
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
 
 #define FFK_NAMESPACE amx

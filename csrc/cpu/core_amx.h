@@ -22,7 +22,7 @@ struct CoreAmx : PanelsBf16<parts> {
   static void leave() { _tile_release(); }
 
   // c (32, 32) = or += a b
-  static void multiply(int64_t depth, const char* a, const char* b, float* c, int64_t stride, bool accumulate,
+  static void multiply(const Extent& used, const char* a, const char* b, float* c, int64_t stride, bool accumulate,
                        Ahead* ahead) {
     const int64_t bytes = stride * 4;
     float* lower = c + 16 * stride;
@@ -37,7 +37,7 @@ struct CoreAmx : PanelsBf16<parts> {
       _tile_zero(2);
       _tile_zero(3);
     }
-    for (int64_t k = 0; k < depth; k += 32, a += kStep, b += kStep) {
+    for (int64_t k = 0; k < used.depth; k += 32, a += kStep, b += kStep) {
       _tile_loadd(4, a, 64);
       _tile_loadd(6, b, 64);
       _tile_loadd(7, b + kTile, 64);

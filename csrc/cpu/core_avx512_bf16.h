@@ -12,36 +12,54 @@ struct CoreAvx512Bf16 : PanelsBf16<1> {
   static void leave() {}
 
   // c (32, 32) = or += a b
-  static void multiply(int64_t depth, const char* a, const char* b, float* c, int64_t stride, bool accumulate,
+  static void multiply(const Extent& used, const char* a, const char* b, float* c, int64_t stride, bool accumulate,
                        Ahead* ahead) {
-    for (int64_t group = 0; group < kRows; group += kGroup, c += kGroup * stride) {
+    if (used.cols <= 16) {
+      multiply<1>(used, a, b, c, stride, accumulate, ahead);
+    } else {
+      multiply<2>(used, a, b, c, stride, accumulate, ahead);
+    }
+  }
+
+  // the first `count` vectors of each row
+  template <int64_t count>
+  static void multiply(const Extent& used, const char* a, const char* b, float* c, int64_t stride, bool accumulate,
+                       Ahead* ahead) {
+    const int64_t rows = smaller(kRows, used.rows);
+    for (int64_t group = 0; group < rows; group += kGroup, c += kGroup * stride) {
       const char* left = a + group / 16 * kTile + group % 16 * 64;
       const char* right = b;
-      __m512 total[kGroup][2];
+      __m512 total[kGroup][count];
 #pragma GCC unroll 8
       for (int64_t i = 0; i < kGroup; ++i) {
-        total[i][0] = accumulate ? _mm512_loadu_ps(c + i * stride) : _mm512_setzero_ps();
-        total[i][1] = accumulate ? _mm512_loadu_ps(c + i * stride + 16) : _mm512_setzero_ps();
+#pragma GCC unroll 2
+        for (int64_t j = 0; j < count; ++j) {
+          total[i][j] = accumulate ? _mm512_loadu_ps(c + i * stride + 16 * j) : _mm512_setzero_ps();
+        }
       }
-      for (int64_t k = 0; k < depth; k += 32, left += kStep, right += kStep) {
+      for (int64_t k = 0; k < used.depth; k += 32, left += kStep, right += kStep) {
         if (group == 0) ahead->fetch();
-        for (int64_t pair = 0; pair < 16; ++pair) {
-          const auto b0 = (__m512bh)_mm512_loadu_si512(right + pair * 64);
-          const auto b1 = (__m512bh)_mm512_loadu_si512(right + kTile + pair * 64);
+        const int64_t pairs = smaller<int64_t>(16, (used.depth - k + 1) / 2);
+        for (int64_t pair = 0; pair < pairs; ++pair) {
+          __m512bh columns[count];
+#pragma GCC unroll 2
+          for (int64_t j = 0; j < count; ++j) {
+            columns[j] = (__m512bh)_mm512_loadu_si512(right + j * kTile + pair * 64);
+          }
 #pragma GCC unroll 8
           for (int64_t i = 0; i < kGroup; ++i) {
             int32_t values;
             __builtin_memcpy(&values, left + i * 64 + pair * 4, 4);
             const auto both = (__m512bh)_mm512_set1_epi32(values);
-            total[i][0] = _mm512_dpbf16_ps(total[i][0], both, b0);
-            total[i][1] = _mm512_dpbf16_ps(total[i][1], both, b1);
+#pragma GCC unroll 2
+            for (int64_t j = 0; j < count; ++j) total[i][j] = _mm512_dpbf16_ps(total[i][j], both, columns[j]);
           }
         }
       }
 #pragma GCC unroll 8
       for (int64_t i = 0; i < kGroup; ++i) {
-        _mm512_storeu_ps(c + i * stride, total[i][0]);
-        _mm512_storeu_ps(c + i * stride + 16, total[i][1]);
+#pragma GCC unroll 2
+        for (int64_t j = 0; j < count; ++j) _mm512_storeu_ps(c + i * stride + 16 * j, total[i][j]);
       }
     }
   }

@@ -71,30 +71,43 @@ struct CoreF32 {
   }
 
   // c (kRows, kCols) = or += a b
+  static void multiply(const Extent& used, const float* a, const float* b, float* c, int64_t stride, bool accumulate,
+                       Ahead* ahead) {
+    if (vectors_ > 1 && used.cols <= kLanes) {
+      multiply<1>(used.depth, a, b, c, stride, accumulate, ahead);
+    } else if (vectors_ > 2 && used.cols <= 2 * kLanes) {
+      multiply<2>(used.depth, a, b, c, stride, accumulate, ahead);
+    } else {
+      multiply<vectors_>(used.depth, a, b, c, stride, accumulate, ahead);
+    }
+  }
+
+  // the first `count` vectors of each row
+  template <int64_t count>
   static void multiply(int64_t depth, const float* a, const float* b, float* c, int64_t stride, bool accumulate,
                        Ahead* ahead) {
-    Vector total[rows_][vectors_];
+    Vector total[rows_][count];
 #pragma GCC unroll 16
     for (int64_t i = 0; i < rows_; ++i) {
 #pragma GCC unroll 4
-      for (int64_t j = 0; j < vectors_; ++j) total[i][j] = Vector{};
+      for (int64_t j = 0; j < count; ++j) total[i][j] = Vector{};
     }
     for (int64_t k = 0; k < depth; ++k, a += kRows, b += kCols) {
       if (k % kFetchDepth == 0) ahead->fetch();
-      Vector right[vectors_];
+      Vector right[count];
 #pragma GCC unroll 4
-      for (int64_t j = 0; j < vectors_; ++j) right[j] = load(b + j * kLanes);
+      for (int64_t j = 0; j < count; ++j) right[j] = load(b + j * kLanes);
 #pragma GCC unroll 16
       for (int64_t i = 0; i < rows_; ++i) {
         const Vector left = broadcast(a[i]);
 #pragma GCC unroll 4
-        for (int64_t j = 0; j < vectors_; ++j) total[i][j] += left * right[j];
+        for (int64_t j = 0; j < count; ++j) total[i][j] += left * right[j];
       }
     }
 #pragma GCC unroll 16
     for (int64_t i = 0; i < rows_; ++i) {
 #pragma GCC unroll 4
-      for (int64_t j = 0; j < vectors_; ++j) {
+      for (int64_t j = 0; j < count; ++j) {
         float* to = c + i * stride + j * kLanes;
         store(to, accumulate ? load(to) + total[i][j] : total[i][j]);
       }

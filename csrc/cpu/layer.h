@@ -22,7 +22,9 @@ constexpr int64_t kRowSplit = 512;         // from so many rows a thread on, thr
 constexpr int64_t kWeightBytes = 1 << 20;  // of packed W at once: half of a large L2 cache
 constexpr int64_t kGradientCols = 256;     // columns of dz in a gradient block
 constexpr int64_t kGradientDepth = 256;    // columns of x in a gradient block
+constexpr int64_t kFinishRows = 64;        // of dW at once: the optimizer follows while they are in cache
 constexpr int64_t kStripRows = 32;         // rows that are converted, packed and scaled at once
+constexpr int64_t kRowsAhead = 3;          // of y, fetched before they are scaled
 constexpr int64_t kPartCols = 128;  // columns whose share of the goodness is summed at once, for any thread count
 
 template <typename Core, typename T>
@@ -38,7 +40,7 @@ class Layer {
     split_rows_ = blocks_ > 1 || job.rows >= kRowSplit * threads_;
 
     const int64_t fitting = larger<int64_t>(1, kWeightBytes / (depth_ * Core::kBytes * kPart)) * kPart;
-    split(split_rows_ ? 1 : threads_, fitting, kPart, &col_blocks_, &col_block_);
+    split(split_rows_ ? 1 : threads_, split_rows_ ? fitting : kPart, kPart, &col_blocks_, &col_block_);
     col_parts_ = ceil_div(job.cols, kPart);
     split(threads_, kGradientCols, std::lcm(kStrip, kLanes), &grad_blocks_, &grad_block_);
     grad_depth_ = round_up(smaller(kGradientDepth, job.depth), Core::kCols);
@@ -79,6 +81,7 @@ class Layer {
       Core::kBytes / static_cast<int64_t>(sizeof(Element));  // Elements a packed value takes
   static constexpr int64_t kStrip = round_up(kStripRows, Core::kRows);
   static constexpr int64_t kPart = round_up(kPartCols, Core::kCols);
+  static constexpr int64_t kGradientRows = round_up(kFinishRows, Core::kRows);
   static constexpr int64_t kGradientChunk = Core::kChunk / kStrip * kStrip;  // no strip lies in two
 
   // -- shape of the work
@@ -405,17 +408,26 @@ class Layer {
   }
 
   // A strip of rows by a block of columns.
-  void forward_strip(int64_t row, int64_t index, const WeightPart& part, float* product) {
+  void forward_strip(int64_t row, int64_t index, const WeightPart& part, float* product, bool fetch_next = false) {
     const int64_t count = smaller(kStrip, rows_ - row);
     const int64_t cols = smaller(col_block_, job_.cols - index * col_block_);
     const int64_t strip = kStrip * depth_ * Core::kBytes;
     const int64_t times = ceil_div(cols, Core::kCols) * ceil_div(count, Core::kRows) * ceil_div(depth_, kFetchDepth);
-    Ahead ahead(packed_x_ + (row + kStrip) * depth_ * kUnit, strip, times);  // the next strip
+    Ahead ahead(times);
+    ahead.add(packed_x_ + (row + kStrip) * depth_ * kUnit, strip);  // the next strip
+    if (fetch_next) {
+      // the strip's part of the next block of W
+      const int64_t rows = smaller(col_block_, job_.cols - (index + 1) * col_block_);
+      const int64_t each = ceil_div(rows, ceil_div(rows_, kStrip)), begin = row / kStrip * each;
+      const int64_t stride = job_.weight.row_stride * static_cast<int64_t>(sizeof(T));
+      ahead.add(static_cast<const char*>(job_.weight.data) + ((index + 1) * col_block_ + begin) * stride,
+                job_.depth * static_cast<int64_t>(sizeof(T)), smaller(each, rows - begin), stride);
+    }
     for (int64_t k = 0; k < depth_; k += Core::kChunk) {
-      const int64_t chunk = smaller(Core::kChunk, depth_ - k);
+      const int64_t chunk = smaller(Core::kChunk, job_.depth - k);
       for (int64_t n = 0; n < cols; n += Core::kCols) {
         for (int64_t i = 0; i < count; i += Core::kRows) {
-          Core::multiply(chunk, packed_x_ + strip_at(row + i, k), part.packed + weight_at(n, k),
+          Core::multiply({chunk, count - i, cols - n}, packed_x_ + strip_at(row + i, k), part.packed + weight_at(n, k),
                          product + i * col_block_ + n, col_block_, k > 0, &ahead);
         }
       }
@@ -441,7 +453,10 @@ class Layer {
       for (int64_t panel = 0; panel < col_block_ / Core::kCols; ++panel) {
         pack_panel(index, panel, own.weight, own.rows);
       }
-      for (int64_t row = 0; row < rows_; row += kStrip) forward_strip(row, index, own.weight, own.product);
+      const bool fetch_next = index + 1 < blocks.end && job_.weight.col_stride == 1;
+      for (int64_t row = 0; row < rows_; row += kStrip) {
+        forward_strip(row, index, own.weight, own.product, fetch_next);
+      }
     }
   }
 
@@ -515,6 +530,7 @@ class Layer {
         // The block's padding is scratch: it may be added up, but p, label and col_term end with the columns.
         for (int64_t n = 0; n < cols; n += kLanes) {
           const int64_t used = smaller(kLanes, cols - n);
+          __builtin_prefetch(p + n + kRowsAhead * job_.cols, 0, 3);  // too short a piece for the hardware to foresee
           Vector dz = twice * (used == kLanes ? load(p + n) : load_part(p + n, used));
           if (peers) {
             const Floats& d = job_.col_term;
@@ -605,23 +621,30 @@ class Layer {
                           own.gradient + dz_at(n, row));
       }
     }
-    const int64_t rows = round_up(rows_, Core::kDepthUnit);
     for (int64_t k0 = 0; k0 < job_.depth; k0 += grad_depth_) {
       const int64_t depth = smaller(grad_depth_, job_.depth - k0);
-      if (rows == 0) start_gradient(first, cols, k0, depth, own.grad);
-      for (int64_t m = 0; m < rows; m += kGradientChunk) {
-        const int64_t chunk = smaller(kGradientChunk, rows - m);
-        for (int64_t k = 0; k < depth; k += Core::kCols) {
-          const Element* panel = packed_xt_ + x_at(k0 + k, m);
-          Ahead ahead(panel + Core::kCols * chunk * kUnit, Core::kCols * chunk * Core::kBytes,
-                      ceil_div(cols, Core::kRows) * ceil_div(chunk, kFetchDepth));  // the next panel
-          for (int64_t n = 0; n < cols; n += Core::kRows) {
-            Core::multiply(chunk, own.gradient + dz_at(n, m), panel, own.grad + n * grad_depth_ + k, grad_depth_, m > 0,
-                           &ahead);
+      if (rows_ == 0) {
+        start_gradient(first, cols, k0, depth, own.grad);
+        finish_gradient(first, cols, k0, depth, own.grad);
+      }
+      for (int64_t m = 0; m < rows_; m += kGradientChunk) {
+        const int64_t chunk = smaller(kGradientChunk, rows_ - m);
+        const bool last = m + chunk == rows_;
+        for (int64_t n = 0; n < cols; n += kGradientRows) {
+          const int64_t count = smaller(kGradientRows, cols - n);
+          float* grad = own.grad + n * grad_depth_;
+          Ahead ahead(ceil_div(depth, Core::kCols) * ceil_div(count, Core::kRows) * ceil_div(chunk, kFetchDepth));
+          if (n == 0) fetch_panels(k0, depth, m, chunk, &ahead);
+          if (last && last_block_) fetch_weights(first + n, count, k0, depth, &ahead);
+          for (int64_t k = 0; k < depth; k += Core::kCols) {
+            for (int64_t i = 0; i < count; i += Core::kRows) {
+              Core::multiply({chunk, count - i, depth - k}, own.gradient + dz_at(n + i, m),
+                             packed_xt_ + x_at(k0 + k, m), grad + i * grad_depth_ + k, grad_depth_, m > 0, &ahead);
+            }
           }
+          if (last) finish_gradient(first + n, count, k0, depth, grad);
         }
       }
-      finish_gradient(first, cols, k0, depth, own.grad);
     }
     if (last_block_ && job_.bias) {
       if (job_.new_weight) {
@@ -629,6 +652,22 @@ class Layer {
       } else {
         for (int64_t n = 0; n < cols; ++n) set(static_cast<T*>(job_.grad_bias) + first + n, grad_bias_[first + n]);
       }
+    }
+  }
+
+  // The panels of x after the first one.
+  void fetch_panels(int64_t k0, int64_t depth, int64_t m, int64_t chunk, Ahead* ahead) const {
+    const int64_t panel = Core::kCols * chunk * Core::kBytes;
+    ahead->add(packed_xt_ + x_at(k0 + Core::kCols, m), (ceil_div(depth, Core::kCols) - 1) * panel);
+  }
+
+  // What the optimizer will read.
+  void fetch_weights(int64_t first, int64_t count, int64_t k0, int64_t depth, Ahead* ahead) const {
+    if (!job_.new_weight) return;
+    const int64_t at = first * job_.depth + k0, values = sizeof(float);
+    ahead->add(static_cast<T*>(job_.new_weight) + at, depth * sizeof(T), count, job_.depth * sizeof(T));
+    for (const float* slot : job_.optimizer.slot) {
+      if (slot) ahead->add(slot + at, depth * values, count, job_.depth * values);
     }
   }
 

@@ -55,16 +55,58 @@ inline void transpose(Vector rows[kLanes]) {
   }
 }
 
-// Memory that will be read soon, fetched into the L2 cache a few lines at a time while a core multiplies.
-struct Ahead {
-  const char* next;
-  int64_t lines;  // at a time
+// Of a product of two panels: what of the depth, the rows and the columns is there. The rest may be left out.
+struct Extent {
+  int64_t depth, rows, cols;  // any number from 1 on: more than a panel has means all of it
+};
 
-  Ahead(const void* begin, int64_t bytes, int64_t times)
-      : next(static_cast<const char*>(begin)), lines(times > 0 ? (bytes + 64 * times - 1) / (64 * times) : 0) {}
-  void fetch() {
-    for (int64_t i = 0; i < lines; ++i, next += 64) __builtin_prefetch(next, 0, 2);
+// Memory that will be read soon, fetched into the L2 cache a few lines at a time while a core multiplies.
+class Ahead {
+ public:
+  // In all, fetch() will be called `times` times.
+  explicit Ahead(int64_t times) : times_(times) {}
+
+  // `rows` pieces of `bytes`, `stride` bytes apart
+  void add(const void* begin, int64_t bytes, int64_t rows = 1, int64_t stride = 0) {
+    if (bytes <= 0 || rows <= 0) return;
+    pieces_[count_++] = {static_cast<const char*>(begin), bytes, rows, stride};
+    total_ += (bytes + 63) / 64 * rows;
+    lines_ = (total_ + times_ - 1) / times_;
   }
+
+  void fetch() {
+    for (int64_t i = 0; i < lines_; ++i) {
+      if (at_ >= end_ && !next_piece()) return;
+      __builtin_prefetch(at_, 0, 2);
+      at_ += 64;
+    }
+  }
+
+ private:
+  struct Piece {
+    const char* begin;
+    int64_t bytes, rows, stride;
+  };
+
+  bool next_piece() {
+    if (piece_ == count_) {
+      lines_ = 0;
+      return false;
+    }
+    const Piece& piece = pieces_[piece_];
+    at_ = piece.begin + row_ * piece.stride;
+    end_ = at_ + piece.bytes;
+    if (++row_ == piece.rows) {
+      row_ = 0;
+      ++piece_;
+    }
+    return true;
+  }
+
+  int64_t times_, total_ = 0, lines_ = 0;
+  Piece pieces_[4];
+  int64_t count_ = 0, piece_ = 0, row_ = 0;
+  const char *at_ = nullptr, *end_ = nullptr;
 };
 constexpr int64_t kFetchDepth = 32;  // a core fetches once in so much depth
 
