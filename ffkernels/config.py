@@ -29,6 +29,8 @@ LOSSES = ("logistic", "symba", "pair", "hinge")
 DIRECTIONS = ("maximize", "minimize")
 NEGATIVES = ("uniform", "hard", "hybrid")
 OPTIMIZERS = ("adam", "adamw", "sgd", "hinton_sgd")
+# As a share of each layer's width. Half of it is the goodness (sum of squares) that "normal" initial weights give.
+THRESHOLDS = {"width": 1.0, "half-width": 0.5}
 SCHEDULES = {"constant": 1.0, "linear": 0.0, "constant-linear": 0.5}  # share of the run after which the rate falls
 
 # What the fields that are None by default become. Chosen on rows held out of the training sets, never on the test sets.
@@ -53,7 +55,8 @@ class TrainConfig:
         shift: pixels by which every image may be moved each time (`Shift`); 0: none.
         hidden: the layers' widths.
         init: initial weights "uniform", as nn.Linear's, or "normal", N(0, 1 / inputs) with biases 0.
-        activation, normalize, goodness, temperature: as for `ff_step_`; threshold too, or "width": each layer's N.
+        activation, normalize, goodness, temperature: as for `ff_step_`; threshold too, or by each layer's N: "width",
+            "half-width".
         direction: whether the positives' goodness is to "maximize" or to "minimize".
         dropout: of each layer's input but the first. peer: strength of peer normalisation; 0: none.
         label_strength: the value written for the label (pixels are in [0, 1]).
@@ -239,8 +242,8 @@ class TrainConfig:
     def threshold_of(self, width: int) -> float:
         """theta of a layer with ``width`` units."""
         if isinstance(self.threshold, str):
-            checks.option("threshold", self.threshold, ("width",))
-            return float(width)
+            checks.option("threshold", self.threshold, tuple(THRESHOLDS))
+            return width * THRESHOLDS[self.threshold]
         return self.threshold
 
     def build_optimizer(self) -> Optimizer:

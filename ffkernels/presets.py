@@ -47,17 +47,20 @@ class Hinton(TrainConfig):
     data: str = "mnist"
     hidden: tuple[int, ...] = (1000, 1000, 1000)
     init: str = "normal"
+    threshold: float | str = "half-width"
+    temperature: float = 20.0
     peer: float = 0.03
     negatives: str = "hard"
     head_layers: tuple[int, ...] = (2, 3)
     predict: str = "both"
     predict_layers: tuple[int, ...] = (2, 3)
     average: float = 0.98
-    epochs: int | None = 40
-    batch_size: int | None = 250
+    epochs: int | None = 9
+    validate_every: int = 3
+    batch_size: int | None = 125
     optimizer: str = "hinton_sgd"
     lr: float | None = 0.04
-    weight_decay: float = 0.004
+    weight_decay: float = 0.012
     warmup: float = 0.1
 
 
@@ -70,7 +73,8 @@ class HintonJitter(Hinton):
 
     shift: int = 1
     weight_decay: float = 0.006
-    epochs: int | None = 200
+    epochs: int | None = 45
+    validate_every: int = 5
 
 
 @dataclass(frozen=True)
@@ -84,17 +88,19 @@ class Unsupervised(TrainConfig):
     data: str = "mnist"
     hidden: tuple[int, ...] = (1000, 1000, 1000)
     init: str = "normal"
+    threshold: float | str = "half-width"
+    temperature: float = 20.0
     peer: float = 0.03
     negatives: str = "hybrid"
     head_layers: tuple[int, ...] = (1, 2, 3)
-    head_lr: float = 0.5
+    head_lr: float = 0.3
     head_weight_decay: float = 0.001
-    head_epochs: int = 8
+    head_epochs: int = 12
     predict: str = "head"
-    epochs: int | None = 8
-    batch_size: int | None = 250
+    epochs: int | None = 15
+    batch_size: int | None = 125
     optimizer: str = "hinton_sgd"
-    lr: float | None = 0.004
+    lr: float | None = 0.01
     weight_decay: float = 0.004
     warmup: float = 0.1
 

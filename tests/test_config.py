@@ -22,7 +22,9 @@ def test_config_builds_what_it_says():
     ]  # fmt: skip
     assert (net.num_classes, net.label_strength) == (3, 4.0)
     assert net.layers[0].optimizer == ff.SGD(lr=0.003, momentum=0.9)
-    assert [layer.threshold for layer in TrainConfig(hidden=(6, 5)).build_net(20, 3).layers] == [6.0, 5.0]
+    for threshold, expected in (("width", [6.0, 5.0]), ("half-width", [3.0, 2.5])):
+        built = TrainConfig(hidden=(6, 5), threshold=threshold).build_net(20, 3)
+        assert [layer.threshold for layer in built.layers] == expected
     for name, expected in (("linear", 0.25), ("constant", 1.0), ("constant-linear", 0.5)):
         assert TrainConfig(lr_schedule=name).build_schedule()(0.75) == expected
     assert TrainConfig(warmup=0.5).build_schedule()(0.25) == 0.5 * 0.75

@@ -28,6 +28,7 @@ from ..config import (
     NEGATIVES,
     OPTIMIZERS,
     SCHEDULES,
+    THRESHOLDS,
     TrainConfig,
 )
 from ..data import Dataset
@@ -211,7 +212,7 @@ class _ListPresets(argparse.Action):
 
 
 def _threshold(text: str) -> float | str:
-    return text if text == "width" else float(text)
+    return text if text in THRESHOLDS else float(text)
 
 
 def _by_name(defaults: dict[str, Any]) -> str:
@@ -271,7 +272,7 @@ def add_train(commands: Any) -> argparse.ArgumentParser:
 
     g = p.add_argument_group("objective")
     flag(g, "--goodness", "sum or mean of a layer's squared activations", choices=checks.GOODNESS)
-    flag(g, "--threshold", "goodness between positive and negative rows: a number, or 'width' for the layer's width",
+    flag(g, "--threshold", "goodness between positives and negatives: a number, or the layer's 'width' or 'half-width'",
          type=_threshold, metavar="THETA")  # fmt: skip
     flag(g, "--temperature", "softness of the threshold, in units of goodness", type=float, metavar="T")
     flag(g, "--direction", "of the positives' goodness", choices=DIRECTIONS)
