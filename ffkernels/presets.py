@@ -55,8 +55,8 @@ class Hinton(TrainConfig):
     predict: str = "both"
     predict_layers: tuple[int, ...] = (2, 3)
     average: float = 0.98
-    epochs: int | None = 9
-    validate_every: int = 3
+    epochs: int | None = 20
+    validate_every: int = 5
     batch_size: int | None = 125
     optimizer: str = "hinton_sgd"
     lr: float | None = 0.04
