@@ -318,7 +318,7 @@ USAGE = {
     "--lr inf": "lr must be finite",
     "--weight-decay nan": "weight_decay must be finite",
     "--threshold nan": "threshold must be finite and >= 0, got nan",
-    "--threshold wide": "invalid _threshold value: 'wide'",
+    "--threshold wide": "must be a number or one of width, half-width, got 'wide'",
     "--temperature 0": "temperature must be finite and > 0, got 0",
     "--label-strength inf": "label_strength must be finite",
     "--momentum 0.5": "momentum is for optimizer 'sgd' or 'hinton_sgd', the optimizer is 'adam'",

@@ -11,9 +11,7 @@ import torch
 
 from .. import backends, data
 from ..checkpoint import write_atomic
-from ..config import (
-    DATA,
-)
+from ..config import DATA
 from ..data import extra, read_images, read_labels
 from ..run import RunFolder
 from .output import Output

@@ -212,7 +212,12 @@ class _ListPresets(argparse.Action):
 
 
 def _threshold(text: str) -> float | str:
-    return text if text in THRESHOLDS else float(text)
+    if text in THRESHOLDS:
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number or one of {', '.join(THRESHOLDS)}, got {text!r}") from None
 
 
 def _by_name(defaults: dict[str, Any]) -> str:
