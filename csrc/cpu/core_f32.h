@@ -1,4 +1,4 @@
-// The float32 GEMM core: register tiles of kRows x kVectors vectors, for any vector width. Included by kernels.inc.
+// The float32 GEMM core: register tiles of kRows x kVectors vectors, for any width. Included by each instruction set.
 //
 // A core packs its operands into panels: A panels of kRows rows, B panels of kCols columns, each holding the whole
 // depth, zero beyond the matrix. "rows" packs a matrix whose rows run along the depth, "cols" one whose columns do.

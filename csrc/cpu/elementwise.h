@@ -1,5 +1,5 @@
 // What happens to each value beside the GEMMs: conversions, activations, optimizers, in vectors. Included by
-// kernels.inc.
+// each instruction set.
 #pragma once
 
 #include "cpu/simd.h"

@@ -1,5 +1,5 @@
 // Vectors of floats in the compiler's own notation: one source for every instruction set. Included once per instruction
-// set, after its target is set, into that set's namespace (see kernels.inc).
+// set, after its target is set, into that set's namespace (see avx2.cpp).
 #pragma once
 
 // An instruction-set file defines FFK_NAMESPACE and FFK_LANES before this header.
