@@ -18,7 +18,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -113,8 +114,15 @@ def _copy(folder: Path) -> None:
         (folder / "ffkernels" / built.name).symlink_to(built)
 
 
-def _child(folder: Path, tests: Sequence[str]) -> NoReturn:
-    """Run the tests on the copy in ``folder``; pytest's exit status is the process's."""
+def _planted_copy(fault: Fault | None, folder: Path) -> Path:
+    _copy(folder)
+    if fault is not None:
+        plant(fault, folder)
+    return folder
+
+
+def _child(root: Path, folder: Path, tests: Sequence[str], begin: Callable[[], None]) -> NoReturn:
+    """Run the tests of the package in ``root``; pytest's exit status is the process's, its output is in ``folder``."""
     import pytest
 
     status = 70  # of a child that fails otherwise, and must not go on as if it were the parent
@@ -122,9 +130,10 @@ def _child(folder: Path, tests: Sequence[str]) -> NoReturn:
         output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        os.chdir(folder)
-        sys.path[:0] = [str(folder), str(folder / "tests")]
+        os.chdir(root)
+        sys.path[:0] = [str(root), str(root / "tests")]
         sys.dont_write_bytecode = True
+        begin()
         status = pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=short", *tests])
     except BaseException:
         traceback.print_exc()
@@ -138,15 +147,25 @@ def _verdict(status: int, folder: Path) -> str:
     output = (folder / "output").read_text()
     if status == 0:
         return "survives"
-    if status == 1 and re.search(r"AssertionError|^E +assert|PtxFault", output, re.MULTILINE):
+    if status == 1 and re.search(r"AssertionError|^E +assert|DID NOT RAISE|PtxFault", output, re.MULTILINE):
         return "caught"
     return f"pytest ended with {status}:\n{output[-3000:]}"
 
 
-def run(faults: Sequence[Fault | None], tests: Sequence[Sequence[str]], jobs: int) -> list[str]:
+def run(
+    faults: Sequence[Fault | None],
+    tests: Sequence[Sequence[str]],
+    jobs: int,
+    prepare: Callable[[Fault | None, Path], Path] = _planted_copy,
+    begin: Callable[[Fault | None], None] = lambda fault: None,
+) -> list[str]:
     """A verdict for each fault (None: no fault): "caught", "survives", or what else happened.
 
     What all tests import is imported once, here; each fault then runs in a fork.
+
+    Args:
+        prepare: plants the fault; gets a folder of its own and gives the one with the package to test.
+        begin: called in the fork, before the tests.
     """
     import pytest  # noqa: F401
     import torch
@@ -167,15 +186,13 @@ def run(faults: Sequence[Fault | None], tests: Sequence[Sequence[str]], jobs: in
         for i, (fault, chosen) in enumerate(zip(faults, tests, strict=True)):
             folder = Path(name) / str(i)
             folder.mkdir()
-            _copy(folder)
-            if fault is not None:
-                plant(fault, folder)
+            root = prepare(fault, folder)
             while len(running) >= jobs:
                 wait()
             sys.stdout.flush()
             pid = os.fork()
             if pid == 0:
-                _child(folder, chosen)
+                _child(root, folder, chosen, partial(begin, fault))
             running[pid] = (i, folder)
         while running:
             wait()
@@ -191,9 +208,14 @@ def main() -> int:
     args = parser.parse_args()
     os.environ.update(ENVIRONMENT[args.kernels])
     faults = [f for f in SETS[args.kernels] if args.k in f.name and (args.only is None or f.name in args.only)]
+    return report(faults, partial(run, jobs=args.jobs))
+
+
+def report(faults: Sequence[Fault], run: Callable[..., list[str]]) -> int:
+    """Run the tests without a fault and with each, and print what became of it; 0 if all are caught."""
     start = time.monotonic()
     every = list(dict.fromkeys(test for fault in faults for test in fault.tests))
-    sound, *verdicts = run([None, *faults], [every, *(fault.tests for fault in faults)], args.jobs)
+    sound, *verdicts = run([None, *faults], [every, *(fault.tests for fault in faults)])
     good = sound == "survives"
     print(f"without a fault the tests {'pass' if good else 'do not pass: ' + sound}")
     for fault, verdict in zip(faults, verdicts, strict=True):

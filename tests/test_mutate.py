@@ -47,7 +47,7 @@ def test_only_a_failed_check_counts_as_caught(tmp_path):
         return mutate._verdict(status, tmp_path)
 
     assert verdict(1, "E   AssertionError: 1 != 2") == verdict(1, "E       assert 1 == 2") == "caught"
-    assert verdict(1, "ptx.driver.PtxFault: k: race") == "caught"
+    assert verdict(1, "ptx.driver.PtxFault: k: race") == verdict(1, "E   Failed: DID NOT RAISE x") == "caught"
     assert verdict(0, "3 passed") == "survives"
     assert verdict(1, "E   SyntaxError: invalid syntax").startswith("pytest ended with 1")
     assert verdict(4, "not found").startswith("pytest ended with 4")

@@ -209,7 +209,8 @@ RESULTS = {
 
 def run(op: str, given: dict) -> dict[str, Tensor]:
     """What the op itself gives, by the same names. Arguments that it writes to are copied before."""
-    given = given | {n: cases.copied(given[n]) for n in ("weight", "bias", "state", "layers") if n in given}
+    if op in cases.IN_PLACE:
+        given = given | {n: cases.copied(given[n]) for n in ("weight", "bias", "state", "layers") if n in given}
     if op in ("ff_forward", "ff_label_forward"):
         given["return_p"] = True
     values = getattr(ff, op)(**given)

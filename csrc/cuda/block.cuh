@@ -41,6 +41,8 @@ __device__ inline bool last_to_arrive(uint32_t* counter, uint32_t blocks, uint32
 
 // Waits until all blocks of the grid have come here; each sees what the others wrote before. The word's top bit changes
 // when the last one comes, and its other bits are then 0 again: block 0 adds what makes the sum a power of two.
+// Barriers that follow each other take turns with two words: a block that still polls at one sees nothing of the next,
+// so what lacks an order between two barriers gets none by chance, and the PTX interpreter finds it.
 __device__ inline void grid_barrier(uint32_t* word) {
   constexpr uint32_t kTop = 0x80000000u;
   __syncthreads();

@@ -30,6 +30,12 @@ void Call::add(const Layer& layer, const std::string& precision) {
                                                         : Math::f32_bf16);
 }
 
+Matrix Call::matrix(const Tensor& t, const char* name) const {
+  const void* data = this->data(t, name, 2, dtype);
+  for (int64_t d = 0; d < 2; ++d) checked_int(t.stride(d) * width_of(dtype), name);  // the kernels' type for them
+  return {data, t.stride(0), t.stride(1)};
+}
+
 Vector Call::vector(const OptionalTensor& t, const char* name, int64_t size) {
   if (!t) return {};
   const void* data = this->data(*t, name, 1, ScalarType::Float);

@@ -24,7 +24,7 @@ class Call {
   const void* data(const Tensor& t, const char* name, int64_t dim, ScalarType type) const {
     return checked_data(t, name, dim, type, place);
   }
-  Matrix matrix(const Tensor& t, const char* name) const { return {data(t, name, 2, dtype), t.stride(0), t.stride(1)}; }
+  Matrix matrix(const Tensor& t, const char* name) const;
   Vector vector(const OptionalTensor& t, const char* name, int64_t size);  // an input; not given: null
 
   template <size_t dim>

@@ -171,9 +171,9 @@ FFKERNELS_EVERYWHERE constexpr int64_t update_items(int64_t cols, int64_t depth,
   return tiles(cols) * tiles(depth) * splits;
 }
 
-// words: the barrier, the blocks that left, the row tiles done, one word a layer for the range of fp16; then counters
-// for row tiles, weight tiles, and column tiles, of which a layer has no more than weight tiles.
-constexpr int kBarrierWord = 0, kLeftWord = 1, kDoneWord = 2, kRangeWords = 4, kRowWords = kRangeWords + kMaxLayers;
+// words: two of the barrier, the blocks that left, the row tiles done, one word a layer for the range of fp16; then
+// counters for row tiles, weight tiles, and column tiles, of which a layer has no more than weight tiles.
+constexpr int kBarrierWords = 0, kLeftWord = 2, kDoneWord = 3, kRangeWords = 4, kRowWords = kRangeWords + kMaxLayers;
 constexpr int64_t word_count(int64_t most_rows, int64_t most_weight_tiles) {  // B or M; tiles(cols) * tiles(depth)
   return kRowWords + tiles(most_rows) + 2 * most_weight_tiles;
 }

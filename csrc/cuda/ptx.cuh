@@ -5,16 +5,23 @@
 
 namespace ffkernels::cuda {
 
-// -- global to shared memory; bytes beyond `bytes` become zero, and with 0 nothing is read
+// -- global to shared memory: `bytes` bytes, or where nothing is there (`absent`) as many zeros, and nothing is read
 
-__device__ inline void copy16(uint32_t to, const void* from, int bytes) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
-}
-__device__ inline void copy8(uint32_t to, const void* from, int bytes) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
-}
-__device__ inline void copy4(uint32_t to, const void* from, int bytes) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+template <int bytes>
+__device__ inline void copy(uint32_t to, const void* from, bool absent) {
+  if constexpr (bytes == 16) {
+    asm volatile(
+        "{\n.reg .pred absent;\nsetp.ne.b32 absent, %2, 0;\n"
+        "cp.async.cg.shared.global [%0], [%1], 16, absent;\n}" ::"r"(to),
+        "l"(from), "r"(static_cast<int>(absent))
+        : "memory");
+  } else {
+    asm volatile(
+        "{\n.reg .pred absent;\nsetp.ne.b32 absent, %2, 0;\n"
+        "cp.async.ca.shared.global [%0], [%1], %3, absent;\n}" ::"r"(to),
+        "l"(from), "r"(static_cast<int>(absent)), "n"(bytes)
+        : "memory");
+  }
 }
 __device__ inline void copies_issued() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int pending>

@@ -45,21 +45,22 @@ __device__ constexpr uint32_t chunks(int count) { return 16 * count; }
 template <typename T>
 struct Operand {
   const T* data;
-  int row_stride, col_stride;
+  int row_bytes, col_stride;
   int rows, cols;
-  int bytes;           // that one access may take: 16, 8, 4; 0: single elements
-  int wrap = INT_MAX;  // rows from here on are those from 0 on once more
-  // A tile of row pairs: from tile row `half` on it holds the rows that lie `apart` rows behind those of its first
-  // half; nothing where that is 0.
-  int half = INT_MAX, apart = 0;
+  int bytes;     // of one access, which is inside the matrix or outside: 16, 8, 4; 0: single elements
+  int wrap = 0;  // rows from here on are those from 0 on once more; 0: none
+  // A tile of row pairs: its second half holds the rows that lie `apart` rows behind those of the first half; nothing
+  // where that is 0.
+  bool paired = false;
+  int apart = 0;
 };
 
 template <typename T>
 __device__ inline Operand<T> operand(const Matrix& m, int rows, int cols) {
-  Operand<T> o = {
-      static_cast<const T*>(m.data), static_cast<int>(m.row_stride), static_cast<int>(m.col_stride), rows, cols, 0};
+  const int row_bytes = static_cast<int>(m.row_stride) * static_cast<int>(sizeof(T));
+  Operand<T> o = {static_cast<const T*>(m.data), row_bytes, static_cast<int>(m.col_stride), rows, cols, 0};
   if (m.col_stride == 1) {
-    const uint64_t bits = reinterpret_cast<uintptr_t>(m.data) | static_cast<uint64_t>(m.row_stride * sizeof(T));
+    const uint32_t bits = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(m.data)) | row_bytes | cols * sizeof(T);
     o.bytes = bits % 16 == 0 ? 16 : bits % 8 == 0 ? 8 : bits % 4 == 0 ? 4 : 0;
   }
   return o;
@@ -68,30 +69,28 @@ __device__ inline Operand<T> operand(const Matrix& m, int rows, int cols) {
 // A tile of kTileBytes with `chunks` chunks a row, `unit` bytes at a time; what lies outside the matrix becomes 0.
 template <int chunks, int unit, typename T>
 __device__ inline void load_units(uint32_t to, const Operand<T>& from, int first_row, int first_col) {
-  constexpr int kUnits = chunks * 16 / unit, kRows = kThreads / kUnits, kEach = unit / sizeof(T);
-  const int own = threadIdx.x % kUnits, col = first_col + own * kEach;
-  const int cols = min(max(from.cols - col, 0), kEach);
-#pragma unroll 2
-  for (int i = 0; i < kTileBytes / unit / kThreads; ++i) {
-    const int tile_row = threadIdx.x / kUnits + i * kRows;
-    const bool second = tile_row >= from.half;
-    const int row = first_row + tile_row - (second ? from.half : 0);
-    const int count = row < from.rows && !(second && from.apart == 0) ? cols : 0;
-    const int wrapped = second ? row + from.apart : row >= from.wrap ? row - from.wrap : row;
-    const T* data = from.data;
-    if (count > 0) {
-      data += static_cast<int64_t>(wrapped) * from.row_stride;
-      data += unit == sizeof(T) ? static_cast<int64_t>(col) * from.col_stride : col;
+  constexpr int kUnits = chunks * 16 / unit, kRows = kThreads / kUnits, kTileRows = kTileBytes / (chunks * 16);
+  const int own = threadIdx.x % kUnits, own_row = threadIdx.x / kUnits, row = first_row + own_row;
+  const int col = first_col + own * static_cast<int>(unit / sizeof(T));
+  const int rows = col < from.cols ? from.rows - row : 0;  // from the thread's first on
+  const char* data = reinterpret_cast<const char*>(
+      from.data + (unit == sizeof(T) ? static_cast<int64_t>(col) * from.col_stride : col));
+  data += static_cast<int64_t>(row) * from.row_bytes;
+#pragma unroll(unit < 8 ? 1 : sizeof(T) == 4 ? 2 : kTileRows / kRows)
+  for (int i = 0; i < kTileRows / kRows; ++i, data += static_cast<int64_t>(kRows) * from.row_bytes) {
+    if (from.paired && i * kRows == kTileRows / 2) {
+      data += static_cast<int64_t>(from.apart - kTileRows / 2) * from.row_bytes;
     }
-    const uint32_t place_of_unit = to + place<chunks>(tile_row, own * unit / 16) + own * unit % 16;
-    if constexpr (unit == 16) {
-      copy16(place_of_unit, data, count * sizeof(T));
-    } else if constexpr (unit == 8) {
-      copy8(place_of_unit, data, count * sizeof(T));
-    } else if constexpr (unit == 4) {
-      copy4(place_of_unit, data, count * sizeof(T));
+    const bool second = from.paired && i * kRows >= kTileRows / 2;
+    const int at = second ? i * kRows - kTileRows / 2 : i * kRows;
+    const bool absent = at >= rows || (second && from.apart == 0);
+    const char* source = data;
+    if (from.wrap > 0 && row + at >= from.wrap) source -= static_cast<int64_t>(from.wrap) * from.row_bytes;
+    const uint32_t place_of_unit = to + place<chunks>(own_row + i * kRows, own * unit / 16) + own * unit % 16;
+    if constexpr (unit >= 4) {
+      copy<unit>(place_of_unit, source, absent);
     } else {
-      store_shared2(place_of_unit, count > 0 ? *reinterpret_cast<const uint16_t*>(data) : uint16_t{0});
+      store_shared2(place_of_unit, absent ? uint16_t{0} : *reinterpret_cast<const uint16_t*>(source));
     }
   }
 }

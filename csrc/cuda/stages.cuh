@@ -11,7 +11,7 @@ __device__ inline void run_stages(const Params& params) {
   extern __shared__ __align__(256) unsigned char shared[];
   uint32_t* flag = reinterpret_cast<uint32_t*>(shared + shared_bytes(math) - 16);
   for (int stage = params.stage_begin; stage < params.stage_end; ++stage) {
-    if (stage > params.stage_begin) grid_barrier(params.workspace.words + kBarrierWord);
+    if (stage > params.stage_begin) grid_barrier(params.workspace.words + kBarrierWords + stage % 2);
     int forward = 0, update = 0;
     bool given = false;
     if (stage < params.layers) {

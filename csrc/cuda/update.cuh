@@ -80,9 +80,9 @@ __device__ inline void update_tile(const Params& params, int index, int item, un
   {
     Operand<T> y = operand<T>(layer.gradient_y, end, layer.cols), x = operand<T>(layer.x, end, layer.depth);
     if (paired) {
-      y.half = x.half = slab;
+      y.paired = x.paired = true;
       y.apart = base;
-    } else {
+    } else if (with_labels) {
       x.wrap = base;
     }
     const uint32_t slabs = shared_address(shared), vectors_at = slabs + kPipeline * 2 * kTileBytes;
@@ -97,8 +97,8 @@ __device__ inline void update_tile(const Params& params, int index, int item, un
                  const RowVector first = math == Math::fp16 ? kCoef : kScale;
                  const float* from =
                      vectors + (threadIdx.x < kTile ? first : kNorm) * static_cast<int64_t>(params.rows);
-                 copy4(vectors_at + (slot * kVectors + threadIdx.x / kTile) * kVectorBytes + 4 * i,
-                       from + (own < end ? own + i / slab * base : 0), own < end ? 4 : 0);
+                 copy<4>(vectors_at + (slot * kVectors + threadIdx.x / kTile) * kVectorBytes + 4 * i,
+                         from + own + i / slab * base, own >= end);
                }
              },
              [&](int slot, int step) {

@@ -94,7 +94,7 @@ def execute(op: str, args: tuple, gpu: Gpu | None = None) -> tuple[Any, Launched
         )  # fmt: skip
         done.reports.append(report)
     left = words.view(torch.int32).clone()
-    left[0] &= 0x7FFFFFFF  # the barrier's top bit may stand either way
+    left[:2] &= 0x7FFFFFFF  # the barriers' top bits may stand either way
     assert not left.any(), "the workspace's words are not ready for the next launch"
     for t in _tensors(results):
         out = next(m for m in memory if isinstance(m, Out) and m.tensor is t)

@@ -3,11 +3,13 @@ main loops that multiply on tensor cores while the next tiles are on their way."
 
 import functools
 import glob
+import io
 import os
 import re
 import shutil
 import subprocess
 import sysconfig
+import zipfile
 from collections import Counter
 
 import pytest
@@ -79,6 +81,17 @@ def main_loops(code):
 def test_every_architecture_is_built():
     assert set(ARCHS) <= set(BUILT)
     assert _extension.build_info()["cuda_archs"][-1].endswith("+PTX")  # for GPUs that come later
+
+
+@pytest.mark.skipif(os.environ.get("FFKERNELS_CI") != "1", reason="asked of the build in CI only")
+def test_a_wheel_of_every_architecture_is_small():
+    """A wheel is the package, compressed; 20 MB are allowed."""
+    with io.BytesIO() as file:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as wheel:
+            for path in _extension._LIBRARY.parent.rglob("*"):
+                if path.suffix in (".py", ".so"):
+                    wheel.write(path)
+        assert file.tell() < 20e6
 
 
 @on_each_arch

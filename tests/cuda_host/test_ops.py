@@ -142,7 +142,7 @@ def test_learning_rate_in_a_tensor(op):
     assert all(torch.equal(results[0][n], results[1][n]) for n in results[0])
 
 
-@pytest.mark.parametrize("op", [op for op in cases.OPS if "label" not in op])
+@pytest.mark.parametrize("op", cases.OPS)
 def test_strided_arguments(op):
     """Every tensor that may be strided is: columns apart, transposed, or every other element of a vector."""
     given = arguments(op, (10, 12, 9), "highest", optimizer="sgd-plain")
@@ -239,6 +239,15 @@ def test_networks(layers, labelled):
     assert len(launches) == 1
 
 
+@pytest.mark.parametrize("tensors", [False, True])
+def test_every_layer_has_its_own_optimizer(tensors):
+    given = network([12, 9, 8, 7], 20, "highest")
+    for layer, kind, lr in zip(given["layers"], (ff.SGD, ff.AdamW, ff.HintonSGD), (0.5, 0.02, 0.25), strict=True):
+        layer.optimizer = kind(lr=torch.tensor(lr) if tensors else lr)
+        layer.state = layer.optimizer.init_state(layer.weight, layer.bias)
+    check("ff_network_step_", given)
+
+
 @slow
 @pytest.mark.parametrize("labelled", [False, True])
 def test_deep_network(labelled):
@@ -308,14 +317,16 @@ def test_a_module_trains():
 
 
 @slow
-@pytest.mark.parametrize("widths", [(784, 500), (784, 500, 500)], ids=str)
-def test_bytes_are_those_of_the_cost_model(widths):
+@pytest.mark.parametrize(
+    ("rows", "widths"), [(64, (784, 500)), (64, (784, 500, 500)), (250, (784, 1000, 1000, 1000))], ids=str
+)
+def test_bytes_are_those_of_the_cost_model(rows, widths):
     """Distinct bytes of each stage, with a launch for each so that they are counted apart; no bank is waited for."""
-    given = network(list(widths), 64, "bf16", optimizer="adam")
+    given = network(list(widths), rows, "bf16", optimizer="adam")
     with running(Gpu(multiprocessors=4, cooperative=False)) as launched:
         twin.run("ff_network_step_", given)
     reports = launched[0].reports
-    layers = [Layer(64, depth, cols) for depth, cols in itertools.pairwise(widths)]
+    layers = [Layer(rows, depth, cols) for depth, cols in itertools.pairwise(widths)]
     stages = choice.cuda_launches("ff_network_step_", layers)
     assert len(reports) == len(stages)
     for report, stage in zip(reports, stages, strict=True):

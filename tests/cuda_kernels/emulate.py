@@ -126,7 +126,7 @@ class Launch:
     def idle(self):
         """Whether the words are as the next launch needs them."""
         words = self.words.clone()
-        words[0] &= 0x7FFFFFFF
+        words[:2] &= 0x7FFFFFFF
         return not words.any()
 
 

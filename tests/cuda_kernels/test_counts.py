@@ -46,6 +46,14 @@ def test_tensor_operations_are_those_of_the_tiles(math):
     assert reports[0].tensor_flops == 2 * (2 * rows * depth * cols)
 
 
+def test_loads_take_few_instructions():
+    """What each product of a warp costs in instructions, loads, epilogue and all."""
+    reports = []
+    emulate.run("ff_forward", arguments("ff_forward", (128, 784, 512), "bf16"), reports=reports)
+    counts = reports[0].by_class
+    assert sum(counts.values()) <= 14 * counts["tensor"]
+
+
 def test_labelled_rows_share_their_product():
     """Positive and negative rows are multiplied once, but for the update of the tile that holds the labels' columns."""
     rows, depth, cols = 64, 192, 64

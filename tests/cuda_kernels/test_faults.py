@@ -21,9 +21,9 @@ FAULTS = {
         "products.cuh", "multiply<math>(sums + 16 * i + 4 * j, a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);",
         "multiply<math>(sums + 16 * i + 4 * j, a[i], b[j / 2][j % 2 * 2 + 1], b[j / 2][j % 2 * 2]);", "wrong", STEP),
     "a row too many": (
-        "slabs.cuh", "row < from.rows &&", "row <= from.rows &&", "out of range", STEP),
+        "slabs.cuh", "? from.rows - row : 0", "? from.rows + 1 - row : 0", "out of range", STEP),
     "a column too many": (
-        "slabs.cuh", "min(max(from.cols - col, 0), kEach)", "min(max(from.cols + 1 - col, 0), kEach)", "out of range",
+        "slabs.cuh", "col < from.cols ?", "col <= from.cols ?", "out of range",
         ("ff_forward", (70, 71, 70), {})),
     "chunks in their places": (
         "slabs.cuh", "chunks == 8 ? chunk ^ (row & 7)", "chunks == 8 ? chunk", "bank conflicts", STEP),
