@@ -120,7 +120,7 @@ class Recurrent(TrainConfig):
     label_strength: float = 3.0
     negatives: str = "hard"
     head_layers: tuple[int, ...] = (1, 2)
-    epochs: int | None = 20
+    epochs: int | None = 15
     validate_every: int = 5
     batch_size: int | None = 125
     lr: float | None = 0.002
