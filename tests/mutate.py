@@ -47,6 +47,7 @@ _GRAD_TILES = _ops("test_shapes[ff_grad-triton-cpu-float32-(33, 123, 110)]")
 _GRAD = _ops("test_options[ff_grad-triton-cpu-float32-bias-defaults]")
 _ADAM = _ops("test_adam[ff_update_-triton-cpu-float32-adam-decay]")
 _ADAMW = _ops("test_adam[ff_update_-triton-cpu-float32-adamw]")
+_NETWORK = _ops("test_options[ff_network_step_-triton-cpu-float32-bias-defaults]")
 _LABELS = _ops("test_options[ff_label_step_-triton-cpu-float32-bias-defaults]")
 
 TRITON = [
@@ -69,11 +70,15 @@ TRITON = [
           "tl.where(in_n[None, :], result * result, 1.0)", _FORWARD),
     Fault("every tile writes the goodness of the first", "forward.py", "goodness + tile_n.to(tl.int64) * M",
           "goodness + 0 * tile_n.to(tl.int64) * M", _FORWARD_TILES),
-    Fault("the sign of the loss is turned", "update.py", "c = tl.where(inside, -s * slope, 0.0)",
-          "c = tl.where(inside, s * slope, 0.0)", _STEP),
-    Fault("the update forgets the row scale", "update.py", "(dz * (r * scale)[None, :])", "(dz * scale)", _GRAD),
-    Fault("the peers' term is left out", "update.py", "dz += d[:, None] * tl.load(row_term",
-          "dz += 0.0 * d[:, None] * tl.load(row_term", _GRAD),
+    Fault("the sign of the loss is turned", "update.py", "c = tl.where(inside, -s * logistic_slope",
+          "c = tl.where(inside, s * logistic_slope", _STEP),
+    Fault("the update is handed squared norms for the scales", "forward.py", "scale_or_zero(q, r), mask=in_m",
+          "scale_or_zero(q, q), mask=in_m", _STEP),
+    Fault("without rank-1 terms the update forgets the row scale", "update.py", "(c * r)[None, :]", "c[None, :]",
+          _NETWORK),
+    Fault("the update forgets the row scale", "update.py", "left = left * r[None, :]", "left = left * scale", _GRAD),
+    Fault("the peers' term is left out", "update.py", "left += d[:, None] * tl.load(row_term",
+          "left += 0.0 * d[:, None] * tl.load(row_term", _GRAD),
     Fault("the gradient's rows have the wrong stride", "update.py", "n[:, None] * K + k[None, :], mask",
           "n[:, None] * N + k[None, :], mask", _GRAD),
     Fault("one row of the sum is left out", "update.py", "end = tl.minimum(begin + split_rows, M)",

@@ -1,4 +1,4 @@
-"""What the kernels share: tiles of matrices, products in each precision, row scales, activations, the loss."""
+"""What the kernels share: tiles of matrices, products in each precision, row scales, activations."""
 
 import triton
 import triton.language as tl
@@ -53,6 +53,26 @@ def add_squares(squares, tile, ROWS: tl.constexpr, COLS: tl.constexpr, FOLD: tl.
 
 
 @triton.jit
+def through_registers(
+    tile,
+    one,  # 1.0, as an argument of the kernel
+):
+    """The tile in float32, for a product, rounded again, and another use.
+
+    Multiplied by what the compiler does not know to be 1, it goes to a wgmma in registers, and both uses take it from
+    there: the tile is loaded once, and its buffer is free as soon as it is read (`load_again` says why that matters).
+    """
+    return tile.to(tl.float32) * one
+
+
+@triton.jit
+def add_columns_squares(squares, tile, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """squares (ROWS, 8) + the squares of a tile in float32, every eighth column added up: of an operand in registers a
+    thread has whole such columns, so that it adds up its own."""
+    return squares + tl.sum(tl.reshape(tile * tile, (ROWS, COLS // 8, 8)), 1)
+
+
+@triton.jit
 def load_again(source, row, col, low, height, width, stride, ROWS: tl.constexpr, COLS: tl.constexpr):
     """`load_tile` by pointers, straight to registers, with 0 in columns below ``low`` too.
 
@@ -78,6 +98,9 @@ def multiply(a, b, acc, MODE: tl.constexpr):
     return acc
 
 
+MAX_IN_TURN = tl.constexpr(16)
+
+
 @triton.jit
 def sum_parts(
     parts,  # (count, size)
@@ -88,8 +111,12 @@ def sum_parts(
     COUNT: tl.constexpr,  # power of two >= count
 ):
     """Elements of the sum over the first dimension, always added in the same order."""
-    if COUNT == 1:
-        total = tl.load(parts + at, mask=mask, other=0.0)
+    if COUNT <= MAX_IN_TURN:  # one after the other: each thread adds up its own, and none waits for another
+        place = parts + at
+        total = tl.load(place, mask=mask, other=0.0)
+        for part in tl.static_range(1, COUNT):
+            place += size
+            total += tl.load(place, mask=mask & (part < count), other=0.0)
     else:
         part = tl.arange(0, COUNT)
         place = parts + part[:, None].to(tl.int64) * size + at[None, :]
@@ -127,15 +154,3 @@ def activate(z, ACTIVATION: tl.constexpr):
         y = 2.0 * tl.sigmoid(2.0 * z) - 1.0
         slope = 1.0 - y * y
     return y, slope
-
-
-@triton.jit
-def logistic(goodness, sign, inv_divisor, threshold, temperature):
-    """Each row's T softplus(-s (G / E - theta) / T), and sigmoid(-s (G / E - theta) / T)."""
-    v = -sign * (goodness * inv_divisor - threshold)
-    u = v / temperature
-    e = tl.exp(-tl.abs(u))
-    w = 1.0 + e
-    log1p = tl.log(w) * (e / tl.where(w == 1.0, 1.0, w - 1.0)) + tl.where(w == 1.0, e, 0.0)  # exact where 1 + e is not
-    slope = tl.where(u < 0.0, e, 1.0) / w
-    return tl.where(v < 0.0, 0.0, v) + temperature * log1p, slope

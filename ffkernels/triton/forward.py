@@ -3,7 +3,19 @@
 import triton
 import triton.language as tl
 
-from .common import activate, add_squares, load_again, load_tile, multiply, row_scale, sum_parts, tile_place
+from .common import (
+    activate,
+    add_columns_squares,
+    add_squares,
+    load_again,
+    load_tile,
+    multiply,
+    row_scale,
+    sum_parts,
+    through_registers,
+    tile_place,
+)
+from .factors import scale_or_zero
 from .peer import sum_columns
 
 
@@ -46,7 +58,7 @@ def forward_kernel(
     y,  # (M, N), written
     p,  # (M, N), written, or None
     goodness,  # (tiles of N, M), written: each tile's sums of y's squares
-    sqnorm_out,  # (M,), written, or None
+    scale_out,  # (M,), written, or None: r, for the update; 0 of rows of zeros
     step,  # (), 1 is added; or None
     sign,  # (M,), for peer_mean; or None: the first half of the rows is positive
     peer_mean,  # (N,), or None
@@ -62,6 +74,7 @@ def forward_kernel(
     parts,
     eps,
     inv_width,
+    one,  # 1.0, where x goes through registers (common.through_registers); or None
     NORMALIZE: tl.constexpr,
     ACTIVATION: tl.constexpr,
     MODE: tl.constexpr,
@@ -81,12 +94,17 @@ def forward_kernel(
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     FOLD: tl.constexpr = 1 if x_again is None else 128 // x_again.dtype.element_ty.primitive_bitwidth
-    squares = tl.zeros((BLOCK_M, BLOCK_K // FOLD), tl.float32)
+    ONCE: tl.constexpr = OWN_NORM and one is not None
+    squares = tl.zeros((BLOCK_M, 8 if ONCE else BLOCK_K // FOLD), tl.float32)
     for k in range(0, K, BLOCK_K):
         a = load_tile(x, row, k, M, K, x_stride, BLOCK_M, BLOCK_K, X_UNIT)
         b = load_tile(weight, col, k, N, K, w_stride, BLOCK_N, BLOCK_K, W_UNIT)
+        if ONCE:
+            wide = through_registers(a, one)
+            squares = add_columns_squares(squares, wide, BLOCK_M, BLOCK_K)
+            a = wide.to(a.dtype)
         acc = multiply(a, b.T, acc, MODE)
-        if OWN_NORM:
+        if OWN_NORM and not ONCE:
             if x_again is not None:
                 a = load_again(x_again, row, k, 0, M, K, x_stride, BLOCK_M, BLOCK_K)
             squares = add_squares(squares, a, BLOCK_M, BLOCK_K, FOLD)
@@ -94,13 +112,11 @@ def forward_kernel(
     m, n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
     in_m, in_n = row + m < M, col + n < N
     if NORMALIZE != "none":
-        if OWN_NORM:
-            q = tl.sum(squares, 1)
-            if sqnorm_out is not None and tile_n == 0:
-                tl.store(sqnorm_out + row + m, q, mask=in_m)
-        else:
-            q = sum_parts(sqnorm, parts, M, row + m, in_m, PARTS)
-        acc = acc * row_scale(q, eps, inv_width, NORMALIZE)[:, None]
+        q = tl.sum(squares, 1) if OWN_NORM else sum_parts(sqnorm, parts, M, row + m, in_m, PARTS)
+        r = row_scale(q, eps, inv_width, NORMALIZE)
+        if scale_out is not None and tile_n == 0:
+            tl.store(scale_out + row + m, scale_or_zero(q, r), mask=in_m)
+        acc = acc * r[:, None]
     if bias is not None:
         acc += tl.load(bias + col + n, mask=in_n, other=0.0).to(tl.float32)[None, :]
     rounded = write_rows(acc, y, p, goodness + tile_n.to(tl.int64) * M, row + m, in_m, col, N, y_stride, ACTIVATION,

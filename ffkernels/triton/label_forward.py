@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from .common import add_squares, load_again, load_tile, multiply, row_scale, tile_place
+from .factors import scale_or_zero
 from .forward import write_rows
 from .peer import sum_columns
 
@@ -35,7 +36,7 @@ def label_forward_kernel(
     y,  # (B C, N), written
     p,  # (B C, N), written, or None
     goodness,  # (tiles of N, B C), written: each tile's sums of y's squares
-    sqnorm_out,  # (B,), written, or None
+    scale_out,  # (B,), written, or None: r, for the update; 0 of rows of zeros
     step,  # (), 1 is added; or None
     peer_mean,  # (N,), or None; the rows of candidate 0 are the positive ones
     peer_before,  # (N,), written, or None
@@ -94,8 +95,8 @@ def label_forward_kernel(
     if NORMALIZE != "none":
         q = tl.sum(squares, 1) + strength * strength
         r = row_scale(q, eps, inv_width, NORMALIZE)
-        if sqnorm_out is not None and tile_n == 0:
-            tl.store(sqnorm_out + row + m, q, mask=in_m)
+        if scale_out is not None and tile_n == 0:
+            tl.store(scale_out + row + m, scale_or_zero(q, r), mask=in_m)
     offset = tl.zeros((BLOCK_N,), tl.float32)
     if bias is not None:
         offset = tl.load(bias + col + n, mask=in_n, other=0.0).to(tl.float32)

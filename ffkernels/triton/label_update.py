@@ -7,11 +7,20 @@ them dW is a narrow product with the one-hot labels, which programs of their own
 import triton
 import triton.language as tl
 
-from .common import load_tile, logistic, multiply, sum_parts, tile_place
+from .common import load_tile, multiply, sum_parts, tile_place
+from .factors import (
+    column_terms,
+    excess,
+    larger_peak,
+    largest_of,
+    logistic_loss,
+    logistic_slope,
+    row_scales,
+)
 from .label_forward import one_hot
 from .optimizers import finish, step_numbers
-from .peer import column_term, write_mean
-from .update import peak_of, row_scales, write_gradient
+from .peer import write_mean
+from .update import write_gradient
 
 
 @triton.jit
@@ -21,7 +30,7 @@ def label_update_kernel(
     labels_pos,  # (B,) int64
     labels_neg,  # (B,) int64
     goodness,  # (parts, 2 B)
-    sqnorm,  # (B,), or None without normalisation
+    scale,  # (B,): r, or None without normalisation
     row_term,  # (2 B,), or None
     col_term,  # (N,), or None
     peer_mean,  # (N,), in place, or None: peer normalisation instead of the last two; see peer.py
@@ -47,8 +56,6 @@ def label_update_kernel(
     parts,
     split_rows,  # inputs of a split
     strength,
-    eps,
-    inv_width,
     inv_divisor,
     threshold,
     temperature,
@@ -91,25 +98,25 @@ def label_update_kernel(
     end = tl.minimum(begin + split_rows, B)
     n, m = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_K)
 
+    inv_temperature = 1.0 / temperature
+    RANK_1: tl.constexpr = row_term is not None or peer_mean is not None
     largest = 1.0
     if HALF:  # c r y in fp16 needs a scale: the largest |c r| becomes 1
         peak = tl.zeros((BLOCK_K,), tl.float32)
         for start in range(begin, end, BLOCK_K):
+            rows = start + m
+            r = row_scales(scale, rows, rows < B, 0.0, 0.0, NORMALIZE)
             for half in tl.static_range(2):
-                c, r, a, _, _ = pair_factors(
-                    half, row_term, peer_mean, peer_scale, goodness, sqnorm, start + m, B, parts, eps, inv_width,
-                    inv_divisor, threshold, temperature, NORMALIZE, PARTS,
-                )  # fmt: skip
-                peak = peak_of(peak_of(peak, c * coef_scale, r), a, r)
-        largest = 2.0 * tl.max(peak, 0)  # two rows are added
-        largest = tl.where(largest > 0.0, largest, 1.0)
-    scale = 1.0 / largest
+                c, _, _ = half_coefficients(
+                    half, goodness, rows, B, parts, inv_divisor, threshold, inv_temperature, PARTS
+                )
+                peak = larger_peak(peak, c * coef_scale, r)
+                if RANK_1:
+                    peak = larger_peak(peak, half_terms(half, row_term, peer_mean, peer_scale, rows, B), r)
+        largest = 2.0 * largest_of(peak)  # two rows are added
+    inv_largest = 1.0 / largest
 
-    d = tl.zeros((BLOCK_M,), tl.float32)
-    if col_term is not None:
-        d = tl.load(col_term + row + n, mask=row + n < N, other=0.0)
-    if peer_mean is not None:
-        d = column_term(peer_before, peer_strength, row, N, BLOCK_M)
+    d = column_terms(col_term, peer_mean, peer_before, peer_strength, row, N, BLOCK_M)
     numbers = step_numbers(step, lr, rate, h1, h2, h3, h4, log_beta1, log_beta2, EPILOGUE)
     weight += split.to(tl.int64) * N * K
     if narrow < 0:
@@ -119,21 +126,24 @@ def label_update_kernel(
         acc_loss = tl.zeros((BLOCK_K,), tl.float32)
         for start in range(begin, end, BLOCK_K):
             b = load_tile(x, start, col, end, K, x_stride, BLOCK_K, BLOCK_N, X_UNIT)
+            rows = start + m
             both = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
-            r = tl.zeros((BLOCK_K,), tl.float32)
             for half in tl.static_range(2):
-                c, r, a, total, loss = pair_factors(
-                    half, row_term, peer_mean, peer_scale, goodness, sqnorm, start + m, B, parts, eps, inv_width,
-                    inv_divisor, threshold, temperature, NORMALIZE, PARTS,
-                )  # fmt: skip
+                c, total, v = half_coefficients(
+                    half, goodness, rows, B, parts, inv_divisor, threshold, inv_temperature, PARTS
+                )
                 tile = load_tile(y, half * B + start, row, half * B + end, N, y_stride, BLOCK_K, BLOCK_M, Y_UNIT)
-                both += inside_of(tile, start + m < end) * (c * coef_scale)[None, :] + d[:, None] * a[None, :]
+                both += inside_of(tile, rows < end) * (c * coef_scale)[None, :]
+                if RANK_1:
+                    both += d[:, None] * half_terms(half, row_term, peer_mean, peer_scale, rows, B)[None, :]
                 if pid == 0:
-                    acc_loss += loss
+                    acc_loss += tl.where(rows < B, logistic_loss(v, temperature), 0.0)
                     if goodness_out is not None:
-                        tl.store(goodness_out + half * B + start + m, total, mask=start + m < end)
-            sum_dz += both  # added across the rows at the end: no barrier in the loop
-            acc = multiply((both * (r * scale)[None, :]).to(b.dtype), b, acc, MODE)
+                        tl.store(goodness_out + half * B + rows, total, mask=rows < end)
+            if bias is not None:
+                sum_dz += both  # added across the rows at the end: no barrier in the loop
+            r = row_scales(scale, rows, rows < B, 0.0, 0.0, NORMALIZE)
+            acc = multiply((both * (r * inv_largest)[None, :]).to(b.dtype), b, acc, MODE)
         write_gradient(acc * largest, row, col, num_classes, K, weight, slot0, slot1, N, K, numbers, EPILOGUE, W_UNIT,
                        BLOCK_M, BLOCK_N, PIECES)  # fmt: skip
         if bias is not None and tile_n == 0:
@@ -148,19 +158,21 @@ def label_update_kernel(
         dw = tl.zeros((BLOCK_M, LABELS), tl.float32)
         for start in tl.range(begin, end, BLOCK_K, num_stages=1):
             rows = start + m
+            r = row_scales(scale, rows, rows < B, 0.0, 0.0, NORMALIZE) * inv_largest
             for half in tl.static_range(2):
-                c, r, a, _, _ = pair_factors(
-                    half, row_term, peer_mean, peer_scale, goodness, sqnorm, rows, B, parts, eps, inv_width,
-                    inv_divisor, threshold, temperature, NORMALIZE, PARTS,
-                )  # fmt: skip
+                c, _, _ = half_coefficients(
+                    half, goodness, rows, B, parts, inv_divisor, threshold, inv_temperature, PARTS
+                )
                 tile = load_tile(y, half * B + start, row, half * B + end, N, y_stride, BLOCK_K, BLOCK_M, Y_UNIT)
-                dz = inside_of(tile, rows < end) * (c * coef_scale)[None, :] + d[:, None] * a[None, :]
+                dz = inside_of(tile, rows < end) * (c * coef_scale)[None, :]
+                if RANK_1:
+                    dz += d[:, None] * half_terms(half, row_term, peer_mean, peer_scale, rows, B)[None, :]
                 if half == 0:
                     label = tl.load(labels_pos + rows, mask=rows < end, other=-1)
                 else:
                     label = tl.load(labels_neg + rows, mask=rows < end, other=-1)
                 hot = one_hot(label, first, strength, LABELS).to(tile.dtype)
-                dw = multiply((dz * (r * scale)[None, :]).to(tile.dtype), hot, dw, MODE)
+                dw = multiply((dz * r[None, :]).to(tile.dtype), hot, dw, MODE)
         write_gradient(dw * largest, row, first, 0, num_classes, weight, slot0, slot1, N, K, numbers, EPILOGUE, 1,
                        BLOCK_M, LABELS, 1)  # fmt: skip
 
@@ -175,33 +187,32 @@ def inside_of(
 
 
 @triton.jit
-def pair_factors(
+def half_coefficients(
     half,  # 0: positive rows, 1: negative rows
-    row_term,
-    peer_mean,
-    peer_scale,
-    goodness,
-    sqnorm,
+    goodness,  # (parts, 2 B)
     rows,
     B,
     parts,
-    eps,
-    inv_width,
     inv_divisor,
     threshold,
-    temperature,
-    NORMALIZE: tl.constexpr,
+    inv_temperature,
     PARTS: tl.constexpr,
 ):
-    """`row_factors` of one half of the rows: c, r, a (0 without peer terms), G and the loss."""
+    """Of each row of one half: c without 2 / (E M), 0 beyond the last row; G; v."""
     inside = rows < B
     sign = 1.0 - 2.0 * half
     total = sum_parts(goodness, parts, 2 * B, half * B + rows, inside, PARTS)
-    loss, slope = logistic(total, sign, inv_divisor, threshold, temperature)
-    a = tl.zeros_like(total)
+    v = excess(total, sign, inv_divisor, threshold)
+    return tl.where(inside, -sign * logistic_slope(v, inv_temperature), 0.0), total, v
+
+
+@triton.jit
+def half_terms(half, row_term, peer_mean, peer_scale, rows, B):
+    """a of the rank-1 term in one half of the rows."""
+    inside = rows < B
+    a = tl.zeros_like(rows).to(tl.float32)
     if row_term is not None:
         a = tl.load(row_term + half * B + rows, mask=inside, other=0.0)
     if peer_mean is not None and half == 0:
         a = tl.where(inside, peer_scale, 0.0)
-    r = row_scales(sqnorm, rows, inside, B, 1, eps, inv_width, NORMALIZE, 1)
-    return tl.where(inside, -sign * slope, 0.0), r, a, total, tl.where(inside, loss, 0.0)
+    return a

@@ -175,7 +175,7 @@ def _forward(
     p: Tensor | None,  # (M, N), written
     parts: Tensor,  # (tiles of N, M), written
     sqnorm: Tensor | None,  # (Q, M): add up to the squared norms
-    sqnorm_out: Tensor | None,  # (M,), written
+    scale_out: Tensor | None,  # (M,), written
     step: Tensor | None,
     labels: Labels | None,
     device: Device,
@@ -186,19 +186,19 @@ def _forward(
     assert tile is not None
     a = _tiles(x, layer.x_unit, tile.m, tile.k)
     b = _tiles(weight, layer.w_unit, tile.n, tile.k)
-    again = device.wgmma and layer.kind != "exact"
+    again = plan.loads_again(layer, device)
+    one = 1.0 if device.wgmma and layer.kind == "16bit" else None
     y_unit = math.gcd(y.stride(0), layer.cols, plan.PAD)
     strides = (x.stride(0), weight.stride(0), y.stride(0))
     peers = _NO_PEER if peer is None else peer.tensors()
     if labels is None:
         return _prepare(
-            forward_kernel, launch, a, x if again else None, b, bias, sqnorm, y, p, parts, sqnorm_out, step, sign,
+            forward_kernel, launch, a, x if again else None, b, bias, sqnorm, y, p, parts, scale_out, step, sign,
             *peers, layer.rows, layer.depth, layer.cols, *strides, 0 if sqnorm is None else sqnorm.shape[0],
-            *_row_constants(layer, eps),
-            Y_UNIT=y_unit,
+            *_row_constants(layer, eps), one, Y_UNIT=y_unit,
         )  # fmt: skip
     return _prepare(
-        label_forward_kernel, launch, a, x, b, weight, bias, labels.first, labels.second, y, p, parts, sqnorm_out, step,
+        label_forward_kernel, launch, a, x, b, weight, bias, labels.first, labels.second, y, p, parts, scale_out, step,
         *peers, layer.inputs, layer.depth, layer.cols, labels.candidates, labels.num_classes, labels.row_b,
         labels.row_c, *strides, labels.strength, *_row_constants(layer, eps), Y_UNIT=y_unit, AGAIN=again,
     )  # fmt: skip
@@ -211,7 +211,7 @@ def _update(
     y: Tensor,
     coef: Tensor | None,
     loss: Loss | None,
-    sqnorm: Tensor | None,  # (Q, M)
+    norm: Tensor | None,  # (M,): row scales beside a loss, squared norms beside coefficients
     row_term: Tensor | None,
     col_term: Tensor | None,
     eps: float,
@@ -238,7 +238,7 @@ def _update(
         scales = (1.0 / loss.divisor, loss.threshold, loss.temperature, 2.0 / loss.divisor * mean, mean)
         sums = loss.parts
         out = None if sums.data_ptr() == loss.goodness.data_ptr() else loss.goodness
-    counts = (0 if sums is None else sums.shape[0], 0 if sqnorm is None else sqnorm.shape[0])
+    parts = 0 if sums is None else sums.shape[0]
     peers, peer_numbers = _NO_PEER, (0.0, 0.0, 0)
     if peer is not None:
         peers, peer_numbers = peer.tensors(), (peer.strength, scales[3], peer.counts.shape[0])
@@ -246,15 +246,15 @@ def _update(
     if labels is None:
         sign = None if loss is None else loss.sign
         prepared = _prepare(
-            update_kernel, first, a, b, coef, sign, sums, sqnorm, row_term, col_term, *peers,
-            *target.targets(), out, loss_out, layer.rows, layer.depth, layer.cols, x.stride(0), y.stride(0), *counts,
+            update_kernel, first, a, b, coef, sign, sums, norm, row_term, col_term, *peers,
+            *target.targets(), out, loss_out, layer.rows, layer.depth, layer.cols, x.stride(0), y.stride(0), parts,
             first.split_rows, *eps_width, *tail,
         )  # fmt: skip
     else:
         prepared = _prepare(
-            label_update_kernel, first, a, b, labels.first, labels.second, sums, sqnorm, row_term, col_term,
+            label_update_kernel, first, a, b, labels.first, labels.second, sums, norm, row_term, col_term,
             *peers, *target.targets(), out, loss_out, layer.inputs, layer.depth, layer.cols, labels.num_classes,
-            x.stride(0), y.stride(0), counts[0], first.split_rows, labels.strength, *eps_width, *tail,
+            x.stride(0), y.stride(0), parts, first.split_rows, labels.strength, *tail,
         )  # fmt: skip
     if splits == 1:
         return [prepared]
@@ -349,9 +349,9 @@ def _given_update(
     prepared, sqnorm = [], None
     if normalize != "none":
         if x_sqnorm is not None:
-            sqnorm = x_sqnorm.contiguous()[None]
+            sqnorm = x_sqnorm.contiguous()
         else:
-            sqnorm = torch.empty(1, layer.rows, dtype=torch.float32, device=x.device)
+            sqnorm = torch.empty(layer.rows, dtype=torch.float32, device=x.device)
         if launches[0].kernel == "sqnorm_kernel":
             first, launches = launches[0], launches[1:]
             unit = math.gcd(x.stride(0), layer.depth, plan.PAD)
@@ -444,9 +444,9 @@ def _step(
     first, *rest = _plan("ff_step_", layer, device, x)
     parts = _parts(goodness, first, layer.cols)
     p = torch.empty_strided(y.shape, y.stride(), dtype=y.dtype, device=y.device) if activation != "relu" else None
-    own_norm = None
-    if normalize != "none" and sqnorm is None:
-        own_norm = torch.empty(1, layer.inputs, dtype=torch.float32, device=x.device)
+    scale = None
+    if normalize != "none":
+        scale = torch.empty(layer.inputs, dtype=torch.float32, device=x.device)
     divisor = float(layer.cols) if reduction == "mean" else 1.0
     peer = None
     if peer_mean is not None and first.tile is not None:
@@ -454,15 +454,14 @@ def _step(
         new = functools.partial(torch.empty, dtype=torch.float32, device=x.device)
         peer = Peer(peer_mean, peer_strength, new(layer.cols), new(tiles, layer.cols), new(tiles))
     forward = _forward(
-        first, layer, x, weight, bias, eps, y, p, parts, sqnorm, own_norm, update.step, labels, device,
+        first, layer, x, weight, bias, eps, y, p, parts, sqnorm, scale, update.step, labels, device,
         None if peer is None else sign, peer,
     )  # fmt: skip
     logistic = Loss(parts, sign, goodness, loss, divisor, threshold, temperature)
     second = _update(
-        rest, layer, x, y if p is None else p, None, logistic, sqnorm if own_norm is None else own_norm, row_term,
-        col_term, eps, update, labels, peer,
+        rest, layer, x, y if p is None else p, None, logistic, scale, row_term, col_term, eps, update, labels, peer,
     )  # fmt: skip
-    return _Step(forward, second, y, parts, (p, own_norm))
+    return _Step(forward, second, y, parts, (p, scale))
 
 
 def _step_op(

@@ -57,7 +57,7 @@ def of_cubin(cubin: bytes) -> MachineCode:
 
 
 # an instruction of nvdisasm: /*0a10*/ @!P0 LDG.E.128 R4, ... ;
-_SASS = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*)$")
+_SASS = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)(.*)$")
 _NVIDIA_MATRIX = {"HMMA": "mma.sync", "HGMMA": "wgmma", "UTCHMMA": "tcgen05", "UTCQMMA": "tcgen05"}
 _BITS = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
 
@@ -70,18 +70,22 @@ def _sass_bytes(opcode: str) -> int:
 def of_sass(code: str, registers: int) -> MachineCode:
     """Facts of the text that ``nvdisasm -c`` gives."""
     instructions: list[tuple[str, str]] = []
+    predicated: list[bool] = []
     labels: dict[str, int] = {}
     for line in code.splitlines():
         if label := re.match(r"^\s*(\.L_x_\d+):", line):
             labels[label[1]] = len(instructions)
         elif found := _SASS.match(line):
-            instructions.append((found[1], found[2]))
+            instructions.append((found[2], found[3]))
+            predicated.append(found[1] is not None)
     opcodes = [opcode for opcode, _ in instructions]
-    jumps = [
-        (labels[target[1]], place)
-        for place, (opcode, rest) in enumerate(instructions)
-        if opcode.startswith("BRA") and (target := re.search(r"(\.L_x_\d+)", rest)) and target[1] in labels
-    ]
+    jumps = {}
+    for place, (opcode, rest) in enumerate(instructions):
+        if opcode.startswith("BRA") and (target := re.match(r"(.*)`\((\.L_x_\d+)\)", rest)) and target[2] in labels:
+            always = not predicated[place] and not target[1].strip()  # operands before the target are conditions
+            jumps[place] = _Jump(labels[target[2]], always)
+        elif opcode.startswith(("EXIT", "RET")) and not predicated[place]:
+            jumps[place] = _Jump(None, True)
     matrix = [(_NVIDIA_MATRIX[o.split(".")[0]], o) for o in opcodes if o.split(".")[0] in _NVIDIA_MATRIX]
     return MachineCode(
         registers=registers,
@@ -106,16 +110,66 @@ def _is_sass_division(text: str) -> bool:
     return (text.startswith("I2F") and ".RP" in text) or (text.startswith("CALL") and "$__internal" in text)
 
 
+@dataclass(frozen=True)
+class _Jump:
+    """A place where the code does not only go on to the next instruction."""
+
+    to: int | None  # None: the end
+    always: bool
+
+
+def _loops(size: int, jumps: dict[int, _Jump]) -> list[list[int]]:
+    """The instructions of each natural loop: of a jump to a place that was passed on every way to the jump.
+
+    A block that compilers put out of line, such as waiting for a barrier, jumps backwards too, but makes no loop.
+    """
+    starts = sorted({0, *(i + 1 for i in jumps), *(j.to for j in jumps.values() if j.to is not None)} - {size})
+    number = {start: i for i, start in enumerate(starts)}
+    ends = [*starts[1:], size]
+    after: list[list[int]] = []
+    for end in ends:
+        jump = jumps.get(end - 1)
+        following = [] if jump is None or jump.to is None else [number[jump.to]]
+        after.append(following + ([number[end]] if end < size and not (jump and jump.always) else []))
+    before: list[list[int]] = [[] for _ in starts]
+    for i, following in enumerate(after):
+        for j in following:
+            before[j].append(i)
+    everything = (1 << len(starts)) - 1
+    dominators = [1, *([everything] * (len(starts) - 1))]  # of each block, the blocks on every way to it, as bits
+    changed = True
+    while changed:
+        changed = False
+        for i in range(1, len(starts)):
+            common = everything
+            for j in before[i]:
+                common &= dominators[j]
+            if (common | 1 << i) != dominators[i]:
+                dominators[i], changed = common | 1 << i, True
+    loops = []
+    for last, following in enumerate(after):
+        for head in following:
+            if not dominators[last] >> head & 1 or dominators[last] == everything:  # everything: nothing leads there
+                continue
+            body, waiting = {head}, [last]
+            while waiting:
+                if (i := waiting.pop()) not in body:
+                    body.add(i)
+                    waiting += before[i]
+            loops.append([at for i in sorted(body) for at in range(starts[i], ends[i])])
+    return loops
+
+
 def _main_loop(
     code: list[str],
-    jumps: list[tuple[int, int]],  # to where, from where
+    jumps: dict[int, _Jump],
     is_matrix: Callable[[str], bool],
     is_fma: Callable[[str], bool],
     kinds: dict[str, Callable[[str], bool]],
 ) -> dict[str, int]:
-    """Of the loops (backward jumps) that multiply most, the shortest; empty if no loop multiplies."""
+    """Of the loops that multiply most, the shortest; empty if no loop multiplies."""
     multiplies = is_matrix if any(map(is_matrix, code)) else is_fma
-    loops = [code[first : last + 1] for first, last in jumps if first <= last]
+    loops = [[code[i] for i in body] for body in _loops(len(code), jumps)]
     counted = [(sum(map(multiplies, body)), -len(body), body) for body in loops]
     most, _, body = max(counted, key=lambda c: c[:2], default=(0, 0, []))
     if not most:
@@ -130,13 +184,13 @@ def of_amdgcn(text: str) -> MachineCode:
     """Facts of AMD assembly, as Triton's compiler writes it."""
     opcodes: list[str] = []
     labels: dict[str, int] = {}
-    jumps: list[tuple[str, int]] = []
+    targets: dict[int, tuple[str, bool]] = {}
     for line in text.splitlines():
         if label := re.match(r"^(\.LBB\d+_\d+):", line):
             labels[label[1]] = len(opcodes)
         elif found := re.match(r"^\s+([a-z]\w+)(?:\s+(.*))?$", line):
             if target := re.match(r"(\.LBB\d+_\d+)", found[2] or ""):
-                jumps.append((target[1], len(opcodes)))
+                targets[len(opcodes)] = target[1], found[1] == "s_branch"
             opcodes.append(found[1])
 
     def number(name: str) -> int:
@@ -163,7 +217,10 @@ def of_amdgcn(text: str) -> MachineCode:
         bulk_copies=0,
         loop=_main_loop(
             opcodes,
-            [(labels[name], place) for name, place in jumps if name in labels],
+            {
+                **{place: _Jump(labels[name], always) for place, (name, always) in targets.items() if name in labels},
+                **{place: _Jump(None, True) for place, opcode in enumerate(opcodes) if opcode == "s_endpgm"},
+            },
             lambda o: o.startswith("v_mfma"),
             lambda o: re.match(r"v_(pk_)?(fma|fmac)_", o) is not None,
             {

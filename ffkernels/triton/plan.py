@@ -147,10 +147,22 @@ def _tile_constants(tile: Tile) -> dict[str, int | str | bool]:
 # The kernels
 
 
-def forward(layer: Layer, device: Device, tile: Tile | None = None, wants_p: bool = False) -> Launch:
-    """forward_kernel, or label_forward_kernel where several rows of y share one of x."""
+def loads_again(layer: Layer, device: Device) -> bool:
+    """Whether the forward computes its rows' norms from a second load of x: see common.load_again.
+
+    16-bit operands of a product without labels go through registers instead; medium ones do anyway, to be rounded.
+    """
+    return device.wgmma and (layer.kind == "tf32" or (layer.kind == "16bit" and layer.candidates > 0))
+
+
+def forward(layer: Layer, device: Device, for_step: bool = False) -> Launch:
+    """forward_kernel, or label_forward_kernel where several rows of y share one of x.
+
+    ``for_step``: an update follows, which takes the rows' scales from it, and y times the activation's slope (p).
+    """
+    wants_p = for_step and layer.activation != "relu"
     m, k, n, e = layer.inputs, layer.depth, layer.cols, layer.item
-    tile = tile or choose(device, m, n, k, layer.kind, e)
+    tile = choose(device, m, n, k, layer.kind, e)
     tiles_m, tiles_n = ceil_div(m, tile.m), ceil_div(n, tile.n)
     constants = {
         **_tile_constants(tile),
@@ -166,8 +178,8 @@ def forward(layer: Layer, device: Device, tile: Tile | None = None, wants_p: boo
     requested = (
         e * (m * k * tiles_n + n * k * tiles_m + layer.bias * n * tiles_m) + 4 * m * layer.sqnorm_parts * tiles_n
     )
-    if own_norm and device.wgmma and layer.kind != "exact":
-        requested += e * m * k * tiles_n  # see common.load_again
+    if own_norm and loads_again(layer, device):
+        requested += e * m * k * tiles_n
     flops = 2 * tiles_m * tile.m * tiles_n * tile.n * ceil_div(k, tile.k) * tile.k
     written = e * layer.rows * n * (1 + wants_p) + 4 * layer.rows * tiles_n
     if layer.candidates:
@@ -178,8 +190,8 @@ def forward(layer: Layer, device: Device, tile: Tile | None = None, wants_p: boo
         requested += 8 * layer.rows * tiles_n + e * n * layer.num_classes * tiles_m * layer.candidates
     else:
         constants["PARTS"] = next_power(layer.sqnorm_parts)
-    if own_norm and tiles_n:
-        written += 4 * m
+    if for_step and layer.normalize != "none":
+        written += 4 * m  # the row scales
     return Launch(
         "label_forward_kernel" if layer.candidates else "forward_kernel",
         (tiles_m * tiles_n,), tile.warps, tile.stages, constants, tile, flops, read, written, requested, _rate(layer),
@@ -201,6 +213,17 @@ def pieces(tile: Tile, device: Device) -> int:
     return max(1, tile.m * tile.n // (tile.warps * device.warp_size) // 16)
 
 
+def _update_stages(layer: Layer, tile: Tile, device: Device, parts: int) -> int:
+    """The tile's stages, or as many as shared memory holds of everything that is copied ahead.
+
+    Beside x that is y, of two rows where they are labelled, and the parts of the goodness, of which a forward on narrow
+    tiles leaves many.
+    """
+    halves = 2 if layer.candidates else 1
+    stage = tile.k * (layer.item * (halves * tile.m + tile.n) + 4 * halves * next_power(parts))
+    return max(2, min(tile.stages, device.shared // stage))
+
+
 def update(
     layer: Layer,
     device: Device,
@@ -210,27 +233,26 @@ def update(
 ) -> tuple[Launch, ...]:
     """update_kernel (label_update_kernel), and reduce_kernel where its sum is split; ``store``: ff_grad."""
     m, k, n, e = layer.inputs, layer.depth, layer.cols, layer.item
-    tile, splits = config or choose_split(device, n, k, m, layer.kind, e)
+    tile, splits = config or choose_split(device, n, k, m, layer.kind, e, layer.candidates > 0)
     split_rows = ceil_div(ceil_div(max(m, 1), splits), tile.k) * tile.k
     splits = max(1, ceil_div(m, split_rows))
     tiles_m, tiles_n = ceil_div(n, tile.m), ceil_div(k, tile.n)
     stored = store or splits > 1
-    q_parts = max(1, layer.sqnorm_parts) if layer.normalize != "none" else 0
+    normalized = layer.normalize != "none"
     constants = {
         **_tile_constants(tile),
         "GROUP": group_rows(tile, device, n, k, e),
         "MODE": layer.kind,
-        "NORMALIZE": layer.normalize,
+        "NORMALIZE": "given" if normalized and parts else layer.normalize,  # a step's forward leaves the row scales
         "EPILOGUE": "store" if stored else layer.optimizer,
         "PARTS": next_power(parts),
-        "Q_PARTS": next_power(q_parts),
         "X_UNIT": layer.x_unit,
         "Y_UNIT": layer.y_unit,
         "W_UNIT": math.gcd(k, 16),
         "PIECES": 1 if stored else pieces(tile, device),
         "HALF": layer.dtype == "float16",
     }
-    factors = 4 * layer.rows * (max(1, parts) + bool(parts) + layer.peer) + 4 * m * q_parts
+    factors = 4 * layer.rows * (max(1, parts) + bool(parts) + layer.peer) + 4 * m * normalized
     blocks = tiles_m * tiles_n
     read = e * (m * k + layer.rows * n) + factors + 4 * n * layer.peer
     requested = e * (m * k * tiles_m + layer.rows * n * tiles_n) + factors * blocks + 4 * n * tiles_n * layer.peer
@@ -240,7 +262,6 @@ def update(
     if layer.candidates:
         labels = ceil_div(layer.num_classes, layer.label_block)
         constants["LABELS"] = layer.label_block
-        del constants["Q_PARTS"]  # the forward has given the squared norms in one piece
         blocks += tiles_m * labels
         flops += 2 * layer.candidates * tiles_m * tile.m * labels * layer.label_block * splits * split_rows
         read += 8 * layer.rows
@@ -257,8 +278,8 @@ def update(
         )
     name = "label_update_kernel" if layer.candidates else "update_kernel"
     first = Launch(
-        name, (blocks, splits), tile.warps, tile.stages, constants, tile, flops, read, written, requested, _rate(layer),
-        blocks_per_sm(tile, device, e), splits, split_rows,
+        name, (blocks, splits), tile.warps, _update_stages(layer, tile, device, parts), constants, tile, flops, read,
+        written, requested, _rate(layer), blocks_per_sm(tile, device, e), splits, split_rows,
     )  # fmt: skip
     return (first,) if splits == 1 else (first, reduce(layer, splits, "store" if store else layer.optimizer, parts > 0))
 
@@ -304,7 +325,7 @@ def _numbered(stages: Sequence[Sequence[Launch]]) -> tuple[Launch, ...]:
 
 def step(layer: Layer, device: Device) -> tuple[Launch, ...]:
     """ff_step_ or ff_label_step_: forward, update, and the reduction of a split update."""
-    first = forward(layer, device, wants_p=layer.activation != "relu")
+    first = forward(layer, device, for_step=True)
     parts = first.tiles_of(layer.cols)
     return _numbered([[first], *([launch] for launch in update(layer, device, parts))])
 
@@ -320,7 +341,7 @@ def network(layers: Sequence[Layer], device: Device) -> tuple[Launch, ...]:
             pending = ()
         if i:
             layer = replace(layer, sqnorm_parts=1 if layer.dropout else parts)
-        first = forward(layer, device, wants_p=layer.activation != "relu")
+        first = forward(layer, device, for_step=True)
         parts = first.tiles_of(layer.cols)
         stages.append([first, *pending])
         pending = update(layer, device, parts)

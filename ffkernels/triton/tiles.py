@@ -79,18 +79,27 @@ _AMPERE_LARGE = {
 _AMPERE_SMALL = {
     "16bit": (Tile(128, 128, 32, 8, 3), Tile(64, 64, 64, 4, 3), Tile(64, 32, 64, 4, 3)),
     "tf32": (Tile(128, 64, 32, 4, 3), Tile(64, 64, 32, 4, 3), Tile(64, 32, 32, 4, 3)),
+    "tf32 update": (Tile(128, 64, 32, 8, 3), Tile(64, 64, 32, 4, 3), Tile(64, 32, 32, 4, 3)),  # 4 warps spill
     "medium": (Tile(128, 64, 32, 4, 3), Tile(64, 64, 32, 4, 3), Tile(64, 32, 32, 4, 3)),
     "exact": (Tile(64, 64, 16, 4, 3), Tile(32, 32, 32, 4, 3)),
 }
 _HOPPER = {
     "16bit": (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 4), Tile(64, 64, 64, 4, 4), Tile(64, 32, 64, 4, 4)),
     "tf32": (Tile(128, 128, 32, 8, 4), Tile(64, 64, 32, 4, 4), Tile(64, 32, 32, 4, 4)),
+    "16bit update": (
+        Tile(128, 256, 64, 8, 3),
+        Tile(128, 128, 64, 8, 4),
+        Tile(64, 64, 64, 4, 4),
+        Tile(64, 32, 64, 4, 4),
+    ),
     # 32 rows keep it on mma.sync. wgmma takes TF32 only with the sum's index contiguous, which an update's operands do
     # not have, and Triton 3.7 rewrites registers that such a product still reads (the PTX interpreter found it).
     "tf32 update": (Tile(32, 128, 32, 4, 4), Tile(32, 64, 32, 4, 4)),
     "medium": (Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 4, 3), Tile(64, 32, 32, 4, 3)),
     "exact": (Tile(64, 64, 16, 4, 3), Tile(32, 32, 32, 4, 3)),
 }
+# an update's 128 x 256 spills there
+_BLACKWELL = {kind: found for kind, found in _HOPPER.items() if kind != "16bit update"}
 _CDNA3 = {
     "16bit": (Tile(128, 128, 64, 8, 2), Tile(64, 64, 64, 4, 2), Tile(64, 32, 64, 4, 2)),
     "tf32": (Tile(128, 64, 32, 4, 2), Tile(64, 32, 32, 4, 2)),
@@ -102,7 +111,7 @@ TABLE: dict[str, dict[str, tuple[Tile, ...]]] = {
     "sm_86": _AMPERE_SMALL,
     "sm_89": _AMPERE_SMALL,
     "sm_90": _HOPPER,
-    "sm_100": _HOPPER,
+    "sm_100": _BLACKWELL,
     "sm_120": _AMPERE_SMALL,
     "gfx942": _CDNA3,
 }
@@ -126,16 +135,17 @@ def nearest(arch: str) -> str:
     return f"sm_{max([a for a in known if a <= number], default=80)}"
 
 
-def candidates(arch: str, kind: str, update: bool = False) -> tuple[Tile, ...]:
+def candidates(arch: str, kind: str, update: bool = False, labelled: bool = False) -> tuple[Tile, ...]:
     """All tiles that the table has for operands of ``kind`` on ``arch``.
 
-    An update keeps more in registers beside its accumulators (scaled y, sums for the bias, weight and state) and takes
-    no tile above 128 x 128.
+    An update keeps more in registers beside its accumulators (scaled y, sums for the bias, weight and state): unless
+    the table has tiles for it, it takes none above 128 x 128. Nor does a labelled one, which has y of two rows.
     """
     table = TABLE[nearest(arch)]
     if not update:
         return table[kind]
-    return table.get(f"{kind} update") or tuple(t for t in table[kind] if t.m * t.n <= 128 * 128)
+    found = table.get(f"{kind} update")
+    return found if found and not labelled else tuple(t for t in found or table[kind] if t.m * t.n <= 128 * 128)
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -209,7 +219,9 @@ MIN_SPLIT_ROWS = 128  # terms of the sum that a split has at least: fewer do not
 MAX_WORKSPACE = 0.1  # of a step's bytes: the L2 cache holds a workspace only while nothing else needs it
 
 
-def choose_split(device: Device, m: int, n: int, k: int, kind: str, item: int) -> tuple[Tile, int]:
+def choose_split(
+    device: Device, m: int, n: int, k: int, kind: str, item: int, labelled: bool = False
+) -> tuple[Tile, int]:
     """Tile and number of parts of an update: a product (m, n) weights over k rows.
 
     A small weight has fewer tiles than the GPU has multiprocessors, and each of them a long sum: then the sum is split,
@@ -217,7 +229,10 @@ def choose_split(device: Device, m: int, n: int, k: int, kind: str, item: int) -
     through L2 and back, so it is done where the predicted time with both is less. Parts are powers of two; writing and
     reading them may add MAX_WORKSPACE to what the step reads and writes anyway (x and y twice, weights and moments).
     """
-    return measured_update.get((m, n, k, kind)) or _predict_split(device, m, n, k, kind, item)
+    measured = measured_update.get((m, n, k, kind))
+    if measured and not (labelled and measured[0] not in candidates(device.arch, kind, True, labelled)):
+        return measured
+    return _predict_split(device, m, n, k, kind, item, labelled)
 
 
 def splits_of(m: int, n: int, k: int, item: int) -> list[int]:
@@ -230,12 +245,12 @@ def splits_of(m: int, n: int, k: int, item: int) -> list[int]:
 
 
 @functools.lru_cache(maxsize=4096)
-def _predict_split(device: Device, m: int, n: int, k: int, kind: str, item: int) -> tuple[Tile, int]:
+def _predict_split(device: Device, m: int, n: int, k: int, kind: str, item: int, labelled: bool) -> tuple[Tile, int]:
     def clocks(tile: Tile, splits: int) -> float:
         second = LAUNCH_OVERHEAD + 2 * 4 * splits * m * n / (device.l2_bytes * device.sms) if splits > 1 else 0
         return predicted_clocks(tile, device, m, n, k, kind, item, splits) + second
 
-    fitting = [t for t in candidates(device.arch, kind, update=True) if t.shared(item) <= device.shared]
+    fitting = [t for t in candidates(device.arch, kind, True, labelled) if t.shared(item) <= device.shared]
     options = [(tile, splits) for tile in fitting for splits in splits_of(m, n, k, item)]
     return min(options, key=lambda o: (clocks(*o), o[1], -o[0].m * o[0].n))
 

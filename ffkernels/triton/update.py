@@ -6,68 +6,49 @@ dW never reaches memory, but for ff_grad, which asks for it, and for the parts o
 import triton
 import triton.language as tl
 
-from .common import load_tile, logistic, multiply, row_scale, sum_parts, tile_place
+from .common import load_tile, multiply, sum_parts, tile_place
+from .factors import (
+    column_terms,
+    excess,
+    larger_peak,
+    largest_of,
+    logistic_loss,
+    logistic_slope,
+    row_scales,
+)
 from .optimizers import finish, step_numbers
-from .peer import column_term, write_mean
+from .peer import write_mean
 
 
 @triton.jit
-def row_factors(
+def row_coefficients(
     coef,  # (M,), or None: the logistic loss
     sign,  # (M,), or None: the first half of the rows is positive
     goodness,  # (parts, M)
-    sqnorm,  # (q_parts, M)
     rows,
     M,
     parts,
-    q_parts,
-    eps,
-    inv_width,
     inv_divisor,
     threshold,
-    temperature,
-    NORMALIZE: tl.constexpr,
+    inv_temperature,
     PARTS: tl.constexpr,
-    Q_PARTS: tl.constexpr,
 ):
-    """Of each row: c (without the 1 / (E M) of the logistic loss), r, G, the loss, s > 0. 0 beyond the last row."""
+    """Of each row: c (without the 2 / (E M) of the logistic loss), s > 0, G, v. c is 0 beyond the last row."""
     inside = rows < M
     if coef is not None:
         c = tl.load(coef + rows, mask=inside, other=0.0)
-        total = c
-        loss = c
         positive = inside
+        total = c
+        v = c
     else:
         total = sum_parts(goodness, parts, M, rows, inside, PARTS)
         s = tl.where(rows < M // 2, 1.0, -1.0)
         if sign is not None:
             s = tl.load(sign + rows, mask=inside, other=0.0)
-        loss, slope = logistic(total, s, inv_divisor, threshold, temperature)
+        v = excess(total, s, inv_divisor, threshold)
         positive = inside & (s > 0.0)
-        c = tl.where(inside, -s * slope, 0.0)
-        loss = tl.where(inside, loss, 0.0)
-    return c, row_scales(sqnorm, rows, inside, M, q_parts, eps, inv_width, NORMALIZE, Q_PARTS), total, loss, positive
-
-
-@triton.jit
-def row_scales(
-    sqnorm,  # (q_parts, M), or None without normalisation
-    rows,
-    inside,
-    M,
-    q_parts,
-    eps,
-    inv_width,
-    NORMALIZE: tl.constexpr,
-    Q_PARTS: tl.constexpr,
-):
-    """r of each row; 0 beyond the last."""
-    r = tl.where(inside, 1.0, 0.0)
-    if NORMALIZE != "none":
-        q = sum_parts(sqnorm, q_parts, M, rows, inside, Q_PARTS)
-        # a row of zeros adds nothing to dW, whatever its scale; in fp16 that scale would drown the other rows
-        r = tl.where(inside & (q != 0.0), row_scale(q, eps, inv_width, NORMALIZE), 0.0)
-    return r
+        c = tl.where(inside, -s * logistic_slope(v, inv_temperature), 0.0)
+    return c, positive, total, v
 
 
 @triton.jit
@@ -115,20 +96,13 @@ def write_gradient(
 
 
 @triton.jit
-def peak_of(peak, c, r):
-    """The largest |c r| so far. Rows of infinite or undefined scale spoil their own product only."""
-    size = tl.abs(c) * r
-    return tl.maximum(peak, tl.where(size < 3e38, size, 0.0))
-
-
-@triton.jit
 def update_kernel(
     x,  # (M, K), or its descriptor
     y,  # (M, N), or its descriptor
     coef,  # (M,), or None: from the logistic loss
     sign,  # (M,); None: the first half of the rows is positive, or coef is given
     goodness,  # (parts, M), or None
-    sqnorm,  # (q_parts, M), or None without normalisation
+    norm,  # (M,): r (NORMALIZE "given"), or squared norms; None without normalisation
     row_term,  # (M,), or None
     col_term,  # (N,), or None
     peer_mean,  # (N,), in place, or None: peer normalisation instead of the last two; see peer.py
@@ -151,7 +125,6 @@ def update_kernel(
     x_stride,
     y_stride,
     parts,
-    q_parts,
     split_rows,  # rows of a split
     eps,
     inv_width,
@@ -174,7 +147,6 @@ def update_kernel(
     EPILOGUE: tl.constexpr,  # "store", or the optimizer's kind
     MODE: tl.constexpr,
     PARTS: tl.constexpr,
-    Q_PARTS: tl.constexpr,
     X_UNIT: tl.constexpr,
     Y_UNIT: tl.constexpr,
     W_UNIT: tl.constexpr,
@@ -193,28 +165,26 @@ def update_kernel(
     n, m = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_K)
     in_n = row + n < N
 
+    inv_temperature = 1.0 / temperature
     largest = 1.0
     if HALF:  # c r y in fp16 needs a scale: the largest |c r| becomes 1
         peak = tl.zeros((BLOCK_K,), tl.float32)
         for start in range(begin, end, BLOCK_K):
-            c, r, _, _, positive = row_factors(
-                coef, sign, goodness, sqnorm, start + m, M, parts, q_parts, eps, inv_width, inv_divisor, threshold,
-                temperature, NORMALIZE, PARTS, Q_PARTS,
-            )  # fmt: skip
-            peak = peak_of(peak, c * coef_scale, r)
+            rows = start + m
+            c, positive, _, _ = row_coefficients(
+                coef, sign, goodness, rows, M, parts, inv_divisor, threshold, inv_temperature, PARTS
+            )
+            r = row_scales(norm, rows, rows < M, eps, inv_width, NORMALIZE)
+            peak = larger_peak(peak, c * coef_scale, r)
             if row_term is not None:
-                peak = peak_of(peak, tl.load(row_term + start + m, mask=start + m < end, other=0.0), r)
+                peak = larger_peak(peak, tl.load(row_term + rows, mask=rows < end, other=0.0), r)
             if peer_mean is not None:
-                peak = peak_of(peak, tl.where(positive, peer_scale, 0.0), r)
-        largest = tl.max(peak, 0)
-        largest = tl.where(largest > 0.0, largest, 1.0)
+                peak = larger_peak(peak, tl.where(positive, peer_scale, 0.0), r)
+        largest = largest_of(peak)
     scale = 1.0 / largest
 
-    d = tl.zeros((BLOCK_M,), tl.float32)
-    if col_term is not None:
-        d = tl.load(col_term + row + n, mask=in_n, other=0.0)
-    if peer_mean is not None:
-        d = column_term(peer_before, peer_strength, row, N, BLOCK_M)
+    RANK_1: tl.constexpr = row_term is not None or peer_mean is not None
+    d = column_terms(col_term, peer_mean, peer_before, peer_strength, row, N, BLOCK_M)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     sum_dz = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
     acc_loss = tl.zeros((BLOCK_K,), tl.float32)
@@ -222,19 +192,29 @@ def update_kernel(
         a = load_tile(y, start, row, end, N, y_stride, BLOCK_K, BLOCK_M, Y_UNIT)
         b = load_tile(x, start, col, end, K, x_stride, BLOCK_K, BLOCK_N, X_UNIT)
         rows = start + m
-        c, r, total, loss, positive = row_factors(
-            coef, sign, goodness, sqnorm, rows, M, parts, q_parts, eps, inv_width, inv_divisor, threshold, temperature,
-            NORMALIZE, PARTS, Q_PARTS,
-        )  # fmt: skip
-        dz = a.T.to(tl.float32) * (c * coef_scale)[None, :]
-        if row_term is not None:
-            dz += d[:, None] * tl.load(row_term + rows, mask=rows < end, other=0.0)[None, :]
-        if peer_mean is not None:
-            dz += d[:, None] * tl.where(positive, peer_scale, 0.0)[None, :]
-        sum_dz += dz  # added across the rows at the end: no barrier in the loop
-        acc = multiply((dz * (r * scale)[None, :]).to(a.dtype), b, acc, MODE)
+        c, positive, total, v = row_coefficients(
+            coef, sign, goodness, rows, M, parts, inv_divisor, threshold, inv_temperature, PARTS
+        )
+        c = c * coef_scale
+        r = row_scales(norm, rows, rows < M, eps, inv_width, NORMALIZE) * scale
+        left = a.T.to(tl.float32)
+        # the bias's sums are added across the rows at the end: no barrier in the loop
+        if RANK_1:
+            left = left * c[None, :]
+            if row_term is not None:
+                left += d[:, None] * tl.load(row_term + rows, mask=rows < end, other=0.0)[None, :]
+            if peer_mean is not None:
+                left += d[:, None] * tl.where(positive, peer_scale, 0.0)[None, :]
+            if bias is not None:
+                sum_dz += left
+            left = left * r[None, :]
+        else:
+            if bias is not None:
+                sum_dz += left * c[None, :]
+            left = left * (c * r)[None, :]
+        acc = multiply(left.to(a.dtype), b, acc, MODE)
         if loss_out is not None and pid == 0:
-            acc_loss += loss
+            acc_loss += tl.where(rows < M, logistic_loss(v, temperature), 0.0)
             if goodness_out is not None:
                 tl.store(goodness_out + rows, total, mask=rows < end)
     acc = acc * largest
