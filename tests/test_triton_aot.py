@@ -117,6 +117,18 @@ def test_the_reader_sees_each_fault(aot, product, arch):
         assert read(aot, product, arch, num_warps=8, maxnreg=64).spills > 0
 
 
+def test_a_loop_is_what_every_way_leads_through():
+    """An instruction a number: 2 to 5 are a loop, from which 3 goes to 8, out of line, where 9 leads back into it."""
+    from ffkernels.triton.machine_code import _Jump, _loops
+
+    waits = {3: _Jump(8, False), 7: _Jump(None, True), 8: _Jump(8, False), 9: _Jump(4, True)}
+    assert _loops(10, {5: _Jump(2, False), **waits}) == [[2, 3, 4, 5, 8, 9], [8]]
+    assert _loops(10, waits) == [[8]], "back to 4 alone is none: 4 is also come to from 3"
+    nested = {4: _Jump(2, False), 6: _Jump(1, False)}
+    assert sorted(_loops(8, nested)) == [[1, 2, 3, 4, 5, 6], [2, 3, 4]]
+    assert _loops(4, {1: _Jump(None, True), 3: _Jump(2, True)}) == [], "nothing leads there"
+
+
 def test_nothing_stays_behind(aot):
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction

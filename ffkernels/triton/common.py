@@ -53,26 +53,6 @@ def add_squares(squares, tile, ROWS: tl.constexpr, COLS: tl.constexpr, FOLD: tl.
 
 
 @triton.jit
-def through_registers(
-    tile,
-    one,  # 1.0, as an argument of the kernel
-):
-    """The tile in float32, for a product, rounded again, and another use.
-
-    Multiplied by what the compiler does not know to be 1, it goes to a wgmma in registers, and both uses take it from
-    there: the tile is loaded once, and its buffer is free as soon as it is read (`load_again` says why that matters).
-    """
-    return tile.to(tl.float32) * one
-
-
-@triton.jit
-def add_columns_squares(squares, tile, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """squares (ROWS, 8) + the squares of a tile in float32, every eighth column added up: of an operand in registers a
-    thread has whole such columns, so that it adds up its own."""
-    return squares + tl.sum(tl.reshape(tile * tile, (ROWS, COLS // 8, 8)), 1)
-
-
-@triton.jit
 def load_again(source, row, col, low, height, width, stride, ROWS: tl.constexpr, COLS: tl.constexpr):
     """`load_tile` by pointers, straight to registers, with 0 in columns below ``low`` too.
 
@@ -98,9 +78,6 @@ def multiply(a, b, acc, MODE: tl.constexpr):
     return acc
 
 
-MAX_IN_TURN = tl.constexpr(16)
-
-
 @triton.jit
 def sum_parts(
     parts,  # (count, size)
@@ -111,12 +88,8 @@ def sum_parts(
     COUNT: tl.constexpr,  # power of two >= count
 ):
     """Elements of the sum over the first dimension, always added in the same order."""
-    if COUNT <= MAX_IN_TURN:  # one after the other: each thread adds up its own, and none waits for another
-        place = parts + at
-        total = tl.load(place, mask=mask, other=0.0)
-        for part in tl.static_range(1, COUNT):
-            place += size
-            total += tl.load(place, mask=mask & (part < count), other=0.0)
+    if COUNT == 1:
+        total = tl.load(parts + at, mask=mask, other=0.0)
     else:
         part = tl.arange(0, COUNT)
         place = parts + part[:, None].to(tl.int64) * size + at[None, :]

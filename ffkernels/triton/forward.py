@@ -5,14 +5,12 @@ import triton.language as tl
 
 from .common import (
     activate,
-    add_columns_squares,
     add_squares,
     load_again,
     load_tile,
     multiply,
     row_scale,
     sum_parts,
-    through_registers,
     tile_place,
 )
 from .factors import scale_or_zero
@@ -74,7 +72,6 @@ def forward_kernel(
     parts,
     eps,
     inv_width,
-    one,  # 1.0, where x goes through registers (common.through_registers); or None
     NORMALIZE: tl.constexpr,
     ACTIVATION: tl.constexpr,
     MODE: tl.constexpr,
@@ -94,17 +91,12 @@ def forward_kernel(
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     FOLD: tl.constexpr = 1 if x_again is None else 128 // x_again.dtype.element_ty.primitive_bitwidth
-    ONCE: tl.constexpr = OWN_NORM and one is not None
-    squares = tl.zeros((BLOCK_M, 8 if ONCE else BLOCK_K // FOLD), tl.float32)
+    squares = tl.zeros((BLOCK_M, BLOCK_K // FOLD), tl.float32)
     for k in range(0, K, BLOCK_K):
         a = load_tile(x, row, k, M, K, x_stride, BLOCK_M, BLOCK_K, X_UNIT)
         b = load_tile(weight, col, k, N, K, w_stride, BLOCK_N, BLOCK_K, W_UNIT)
-        if ONCE:
-            wide = through_registers(a, one)
-            squares = add_columns_squares(squares, wide, BLOCK_M, BLOCK_K)
-            a = wide.to(a.dtype)
         acc = multiply(a, b.T, acc, MODE)
-        if OWN_NORM and not ONCE:
+        if OWN_NORM:
             if x_again is not None:
                 a = load_again(x_again, row, k, 0, M, K, x_stride, BLOCK_M, BLOCK_K)
             squares = add_squares(squares, a, BLOCK_M, BLOCK_K, FOLD)

@@ -105,7 +105,8 @@ def label_forward_kernel(
         if labels_neg is None:
             label = tl.load(labels + at, mask=in_m, other=-1)
         else:
-            label = tl.load(tl.where(c == 0, labels + row + m, labels_neg + row + m), mask=in_m, other=-1)
+            label = tl.load(labels + row + m, mask=in_m & (c == 0), other=-1)
+            label = tl.maximum(label, tl.load(labels_neg + row + m, mask=in_m & (c != 0), other=-1))
         z = acc
         for first in tl.range(0, num_classes, LABELS, num_stages=1):
             a = one_hot(label, first, strength, LABELS).to(weight_again.dtype.element_ty)

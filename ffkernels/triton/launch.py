@@ -187,7 +187,6 @@ def _forward(
     a = _tiles(x, layer.x_unit, tile.m, tile.k)
     b = _tiles(weight, layer.w_unit, tile.n, tile.k)
     again = plan.loads_again(layer, device)
-    one = 1.0 if device.wgmma and layer.kind == "16bit" else None
     y_unit = math.gcd(y.stride(0), layer.cols, plan.PAD)
     strides = (x.stride(0), weight.stride(0), y.stride(0))
     peers = _NO_PEER if peer is None else peer.tensors()
@@ -195,7 +194,7 @@ def _forward(
         return _prepare(
             forward_kernel, launch, a, x if again else None, b, bias, sqnorm, y, p, parts, scale_out, step, sign,
             *peers, layer.rows, layer.depth, layer.cols, *strides, 0 if sqnorm is None else sqnorm.shape[0],
-            *_row_constants(layer, eps), one, Y_UNIT=y_unit,
+            *_row_constants(layer, eps), Y_UNIT=y_unit,
         )  # fmt: skip
     return _prepare(
         label_forward_kernel, launch, a, x, b, weight, bias, labels.first, labels.second, y, p, parts, scale_out, step,

@@ -148,11 +148,8 @@ def _tile_constants(tile: Tile) -> dict[str, int | str | bool]:
 
 
 def loads_again(layer: Layer, device: Device) -> bool:
-    """Whether the forward computes its rows' norms from a second load of x: see common.load_again.
-
-    16-bit operands of a product without labels go through registers instead; medium ones do anyway, to be rounded.
-    """
-    return device.wgmma and (layer.kind == "tf32" or (layer.kind == "16bit" and layer.candidates > 0))
+    """Whether the forward computes its rows' norms from a second load of x: see common.load_again."""
+    return device.wgmma and layer.kind != "exact"
 
 
 def forward(layer: Layer, device: Device, for_step: bool = False) -> Launch:
