@@ -66,7 +66,7 @@ def matrix(update):
                 yield pytest.param(arch, mode, tile, id=f"sm_{arch}-{mode}-{tile.m}x{tile.n}x{tile.k}-{i}")
 
 
-def labelled_matrix():
+def update_matrix():
     """Every tile in bf16, the smallest in the other modes: their products are those of the plain kernels."""
     for case in matrix(update=True):
         arch, mode, tile = case.values
@@ -100,7 +100,15 @@ def test_update(arch, mode, tile):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("arch", "mode", "tile"), list(labelled_matrix()))
+@pytest.mark.parametrize(("arch", "mode", "tile"), list(update_matrix()))
+def test_step(arch, mode, tile):
+    """The loss inside the update, over four blocks of rows: its main loop goes round with products in flight."""
+    given = arguments("ff_step_", mode, (3 * tile.k + 6, tile.n + 8, tile.m + 8)) | {"row_term": None, "col_term": None}
+    assert in_both_orders("ff_step_", mode, given, arch, tile) == ["forward_kernel", "update_kernel"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("arch", "mode", "tile"), [c for c in update_matrix() if c.values[2].n <= 128])
 def test_labelled_step(arch, mode, tile):
     size = max(tile.m, tile.n) + 8
     given = arguments("ff_label_step_", mode, (tile.k + 6, size, size))
