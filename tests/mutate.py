@@ -47,7 +47,7 @@ _GRAD_TILES = _ops("test_shapes[ff_grad-triton-cpu-float32-(33, 123, 110)]")
 _GRAD = _ops("test_options[ff_grad-triton-cpu-float32-bias-defaults]")
 _ADAM = _ops("test_adam[ff_update_-triton-cpu-float32-adam-decay]")
 _ADAMW = _ops("test_adam[ff_update_-triton-cpu-float32-adamw]")
-_NETWORK = _ops("test_options[ff_network_step_-triton-cpu-float32-bias-defaults]")
+_NO_TERMS = _ops("test_small_coefficients_do_not_underflow[triton-cpu-float16]")
 _LABELS = _ops("test_options[ff_label_step_-triton-cpu-float32-bias-defaults]")
 
 TRITON = [
@@ -75,7 +75,7 @@ TRITON = [
     Fault("the update is handed squared norms for the scales", "forward.py", "scale_or_zero(q, r), mask=in_m",
           "scale_or_zero(q, q), mask=in_m", _STEP),
     Fault("without rank-1 terms the update forgets the row scale", "update.py", "(c * r)[None, :]", "c[None, :]",
-          _NETWORK),
+          _NO_TERMS),
     Fault("the update forgets the row scale", "update.py", "left = left * r[None, :]", "left = left * scale", _GRAD),
     Fault("the peers' term is left out", "update.py", "left += d[:, None] * tl.load(row_term",
           "left += 0.0 * d[:, None] * tl.load(row_term", _GRAD),
