@@ -417,6 +417,26 @@ def test_without_a_compiler_torch_compile_is_left_out(monkeypatch):
     assert found.samples.keys() == {"eager", *FUSED}
 
 
+@pytest.mark.parametrize(("capability", "kept"), [(None, True), ("avx2", False)])
+def test_code_compiled_for_more_than_torch_may_use_is_not_taken(monkeypatch, capability, kept):
+    import torch._inductor.config as config
+
+    torch.backends.cpu.get_cpu_capability()  # torch reads the variable once: now, and not below
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
+    if capability:
+        monkeypatch.setenv("ATEN_CPU_CAPABILITY", capability)
+    seen = []
+
+    class Looking(COLUMNS["eager"].make):
+        def run(self):
+            seen.append(config.fx_graph_cache)
+            return super().run()
+
+    with config.patch(fx_graph_cache=True):
+        measure.checked(Problem(TINY[0]), {"looking": COLUMNS["eager"].__class__(Looking)})
+    assert seen == [kept]
+
+
 def test_help_names_every_option(capsys):
     with pytest.raises(SystemExit, match="0"):
         cli.main(["bench", "--help"])
