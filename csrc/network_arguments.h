@@ -1,7 +1,7 @@
 // The arguments of ff_network_step_: flat lists with an entry a layer, and the way through them.
 #pragma once
 
-#include "optimizer_arguments.h"
+#include "layer_arguments.h"
 
 namespace ffkernels {
 
@@ -26,6 +26,7 @@ struct NetworkArguments {
   const std::optional<Tensor>& dropout_seed;
 
   int64_t rows() const { return x.size(0) * (labels_pos ? 2 : 1); }  // of y
+  LabelPair label_pair() const { return {*labels_pos, *labels_neg, num_classes, strength}; }
 };
 
 struct NetworkLayer {

@@ -6,14 +6,9 @@
 #include "cpu/isa.h"
 #include "cpu/tensor.h"
 #include "kernels.h"
-#include "network_arguments.h"
 
 namespace ffkernels::cpu {
 namespace {
-
-Precision parse_precision(const std::string& name) {
-  return parse<Precision, 3>(name, "precision", {"highest", "high", "medium"});
-}
 
 void set_input(Job& job, Spans& spans, const Tensor& x) {
   job.type = type_of(x);
@@ -28,22 +23,14 @@ void set_weight(Job& job, const Tensor& weight, const OptionalTensor& bias, cons
                 const std::string& activation) {
   job.weight = matrix_argument(weight, "weight", job.type);
   job.cols = weight.size(0);
-  STD_TORCH_CHECK(job.depth > 0 && job.cols > 0, "weight: must not be empty");
-  check_size(weight, "weight", 1, job.depth);
   if (bias) {
     job.bias = checked_data(*bias, "bias", 1, dtype_of(job.type));
     job.bias_stride = bias->stride(0);
-    check_size(*bias, "bias", 0, job.cols);
   }
-  job.normalize = parse<Normalize, 3>(normalize, "normalize", {"none", "l2", "rms"});
+  check_layer_sizes(weight, bias, job.depth);
+  job.normalize = parse_normalize<Normalize>(normalize);
   job.eps = static_cast<float>(eps);
-  job.activation = parse<Activation, 5>(activation, "activation", {"relu", "leaky_relu", "gelu", "silu", "tanh"});
-}
-
-void set_layer(Job& job, Spans& spans, const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
-               const std::string& normalize, double eps, const std::string& activation) {
-  set_input(job, spans, x);
-  set_weight(job, weight, bias, normalize, eps, activation);
+  job.activation = parse_activation<Activation>(activation);
 }
 
 void set_sqnorm(Job& job, Spans& spans, const OptionalTensor& x_sqnorm) {
@@ -51,20 +38,25 @@ void set_sqnorm(Job& job, Spans& spans, const OptionalTensor& x_sqnorm) {
   spans.input(x_sqnorm);
 }
 
-void set_peers(Job& job, Spans& spans, const OptionalTensor& row_term, const OptionalTensor& col_term) {
-  STD_TORCH_CHECK(row_term.has_value() == col_term.has_value(), "row_term and col_term must be given together");
-  job.row_term = floats_argument(row_term, "row_term", job.rows * job.labels.candidates);
-  job.col_term = floats_argument(col_term, "col_term", job.cols);
-  spans.input(row_term);
-  spans.input(col_term);
+void set_layer(Job& job, Spans& spans, const LayerArguments& a) {
+  set_input(job, spans, a.x);
+  set_weight(job, a.weight, a.bias, a.normalize, a.eps, a.activation);
+  set_sqnorm(job, spans, a.x_sqnorm);
 }
 
-void set_loss(Job& job, double threshold, double temperature, const std::string& goodness) {
+void set_peers(Job& job, Spans& spans, const LayerArguments& a) {
+  check_peers(a);
+  job.row_term = floats_argument(a.row_term, "row_term", job.rows * job.labels.candidates);
+  job.col_term = floats_argument(a.col_term, "col_term", job.cols);
+  spans.input(a.row_term);
+  spans.input(a.col_term);
+}
+
+void set_loss(Job& job, const LossArguments& loss) {
   STD_TORCH_CHECK(job.rows > 0, "x: must have at least one row");
-  STD_TORCH_CHECK(goodness == "mean" || goodness == "sum", "goodness: unknown value ", goodness);
-  job.threshold = static_cast<float>(threshold);
-  job.temperature = static_cast<float>(temperature);
-  job.divisor = goodness == "mean" ? static_cast<float>(job.cols) : 1.f;
+  job.threshold = static_cast<float>(loss.threshold);
+  job.temperature = static_cast<float>(loss.temperature);
+  job.divisor = loss.divisor(job.cols);
   job.gradient = true;
 }
 
@@ -88,22 +80,21 @@ const int64_t* labels_argument(const Tensor& t, const char* name, int64_t dim, i
   return data;
 }
 
-void set_label_pair(Job& job, Spans& spans, const Tensor& labels_pos, const Tensor& labels_neg, int64_t num_classes,
-                    double strength) {
-  STD_TORCH_CHECK(num_classes > 0 && num_classes <= job.depth, "num_classes: must be in [1, ", job.depth, "]");
-  check_size(labels_pos, "labels_pos", 0, job.rows);
-  check_size(labels_neg, "labels_neg", 0, job.rows);
+void set_label_pair(Job& job, Spans& spans, const LabelPair& pair) {
+  check_num_classes(pair.num_classes, job.depth);
   Labels& labels = job.labels;
   labels.candidates = 2;
-  labels.num_classes = num_classes;
-  labels.strength = static_cast<float>(strength);
+  labels.num_classes = pair.num_classes;
+  labels.strength = static_cast<float>(pair.strength);
   labels.separate = true;
-  labels.label[0] = labels_argument(labels_pos, "labels_pos", 1, num_classes);
-  labels.label[1] = labels_argument(labels_neg, "labels_neg", 1, num_classes);
-  labels.row_stride[0] = labels_pos.stride(0);
-  labels.row_stride[1] = labels_neg.stride(0);
-  spans.input(labels_pos);
-  spans.input(labels_neg);
+  for (int c = 0; c < 2; ++c) {
+    const Tensor& t = c == 0 ? pair.positive : pair.negative;
+    const char* name = c == 0 ? "labels_pos" : "labels_neg";
+    check_size(t, name, 0, job.rows);
+    labels.label[c] = labels_argument(t, name, 1, pair.num_classes);
+    labels.row_stride[c] = t.stride(0);
+    spans.input(t);
+  }
 }
 
 Dropout dropout_of(double p, const int64_t* seed, size_t layer) {
@@ -189,7 +180,7 @@ float* set_optimizer(Job& job, Spans& spans, const Tensor& weight, const Optiona
 }
 
 void run(const Job& job, const std::string& precision, bool reserve_only = false) {
-  const Precision parsed = parse_precision(precision);
+  const Precision parsed = parse_precision<Precision>(precision);
   // A product of two bf16 is exact in float32: bf16 tensors lose nothing on the kernel of "medium".
   const Precision used = job.type == Type::bfloat16 ? Precision::medium : parsed;
   if (job.rows == 0 && !job.gradient) return;
@@ -212,8 +203,8 @@ Outputs set_outputs(Job& job, bool return_p) {
   return out;
 }
 
-// y (or p) and coef, for the ops that take them.
-void set_gradient(Job& job, Spans& spans, const Tensor& y, const Tensor& coef) {
+void set_gradient(Job& job, Spans& spans, const GradientArguments& gradient) {
+  const auto& [y, coef] = gradient;
   job.gradient = true;
   job.gradient_y = matrix_argument(y, "y", job.type);
   check_size(y, "y", 0, job.rows);
@@ -223,59 +214,59 @@ void set_gradient(Job& job, Spans& spans, const Tensor& y, const Tensor& coef) {
   spans.input(coef);
 }
 
+// A layer's step, once its arguments are there.
+Three run_step(Job& job, Spans& spans, const LayerArguments& a, const LossArguments& loss,
+               const FlatOptimizer& optimizer) {
+  set_loss(job, loss);
+  set_peers(job, spans, a);
+  float* step = set_optimizer(job, spans, a.weight, a.bias, optimizer);
+  spans.check();
+  Outputs out = set_outputs(job, false);
+  Tensor mean = new_tensor<0>({}, ScalarType::Float);
+  job.loss = static_cast<float*>(mean.mutable_data_ptr());
+  run(job, a.precision);
+  *step += 1.f;
+  return {out.y, out.goodness, mean};
+}
+
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> ff_forward(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
-                                              const OptionalTensor& x_sqnorm, const std::string& normalize, double eps,
-                                              const std::string& activation, const std::string& precision,
-                                              bool return_p) {
+Three ff_forward(const LayerArguments& a, bool return_p) {
   Job job;
   Spans spans;
-  set_layer(job, spans, x, weight, bias, normalize, eps, activation);
-  set_sqnorm(job, spans, x_sqnorm);
+  set_layer(job, spans, a);
   Outputs out = set_outputs(job, return_p);
-  run(job, precision);
+  run(job, a.precision);
   return {out.y, out.goodness, out.p};
 }
 
-std::tuple<Tensor, Tensor> ff_grad(const Tensor& x, const Tensor& y, const Tensor& coef, const Tensor& weight,
-                                   const OptionalTensor& bias, const OptionalTensor& x_sqnorm,
-                                   const std::string& normalize, double eps, const std::string& activation,
-                                   const OptionalTensor& row_term, const OptionalTensor& col_term,
-                                   const std::string& precision) {
+Two ff_grad(const LayerArguments& a, const GradientArguments& gradient) {
   Job job;
   Spans spans;
-  set_layer(job, spans, x, weight, bias, normalize, eps, activation);
-  set_sqnorm(job, spans, x_sqnorm);
-  set_gradient(job, spans, y, coef);
-  set_peers(job, spans, row_term, col_term);
+  set_layer(job, spans, a);
+  set_gradient(job, spans, gradient);
+  set_peers(job, spans, a);
   Tensor grad_weight = new_tensor<2>({job.cols, job.depth}, dtype_of(job.type));
-  Tensor grad_bias = new_tensor<1>({bias ? job.cols : 0}, dtype_of(job.type));
+  Tensor grad_bias = new_tensor<1>({a.bias ? job.cols : 0}, dtype_of(job.type));
   job.grad_weight = grad_weight.mutable_data_ptr();
   job.grad_bias = grad_bias.mutable_data_ptr();
-  run(job, precision);
+  run(job, a.precision);
   return {grad_weight, grad_bias};
 }
 
-void ff_update_(const Tensor& x, const Tensor& y, const Tensor& coef, const Tensor& weight, const OptionalTensor& bias,
-                const Tensors& state, const std::string& optimizer, const OptionalTensor& lr,
-                const std::vector<double>& hyper, const OptionalTensor& x_sqnorm, const std::string& normalize,
-                double eps, const std::string& activation, const OptionalTensor& row_term,
-                const OptionalTensor& col_term, const std::string& precision) {
+void ff_update_(const LayerArguments& a, const GradientArguments& gradient, const FlatOptimizer& optimizer) {
   Job job;
   Spans spans;
-  set_layer(job, spans, x, weight, bias, normalize, eps, activation);
-  set_sqnorm(job, spans, x_sqnorm);
-  set_gradient(job, spans, y, coef);
-  set_peers(job, spans, row_term, col_term);
-  float* step = set_optimizer(job, spans, weight, bias, {optimizer, state, lr, hyper});
+  set_layer(job, spans, a);
+  set_gradient(job, spans, gradient);
+  set_peers(job, spans, a);
+  float* step = set_optimizer(job, spans, a.weight, a.bias, optimizer);
   spans.check();
-  run(job, precision);
+  run(job, a.precision);
   *step += 1.f;
 }
 
-void apply_gradient_(const Tensor& weight, const OptionalTensor& bias, const Tensors& state,
-                     const std::string& optimizer, const OptionalTensor& lr, const std::vector<double>& hyper,
+void apply_gradient_(const Tensor& weight, const OptionalTensor& bias, const FlatOptimizer& optimizer,
                      const Tensor& grad_weight, const OptionalTensor& grad_bias) {
   Job job;
   Spans spans;
@@ -283,44 +274,27 @@ void apply_gradient_(const Tensor& weight, const OptionalTensor& bias, const Ten
   job.weight = matrix_argument(weight, "weight", job.type);
   job.cols = weight.size(0);
   job.depth = weight.size(1);
-  STD_TORCH_CHECK(job.depth > 0 && job.cols > 0, "weight: must not be empty");
   if (bias) job.bias = checked_data(*bias, "bias", 1, dtype_of(job.type));
+  check_layer_sizes(weight, bias, job.depth);
   const GivenGradient given = given_gradient(spans, weight, bias, grad_weight, grad_bias);
   job.gradient = true;
   job.given_weight = given.weight;
   job.given_bias = given.bias;
-  float* step = set_optimizer(job, spans, weight, bias, {optimizer, state, lr, hyper});
+  float* step = set_optimizer(job, spans, weight, bias, optimizer);
   spans.check();
   run(job, "highest");
   *step += 1.f;
 }
 
-std::tuple<Tensor, Tensor, Tensor> ff_step_(const Tensor& x, const Tensor& sign, const Tensor& weight,
-                                            const OptionalTensor& bias, const Tensors& state,
-                                            const std::string& optimizer, const OptionalTensor& lr,
-                                            const std::vector<double>& hyper, double threshold, double temperature,
-                                            const std::string& goodness, const OptionalTensor& x_sqnorm,
-                                            const std::string& normalize, double eps, const std::string& activation,
-                                            const OptionalTensor& row_term, const OptionalTensor& col_term,
-                                            const std::string& precision) {
+Three ff_step_(const LayerArguments& a, const Tensor& sign, const LossArguments& loss, const FlatOptimizer& optimizer) {
   Job job;
   Spans spans;
-  set_layer(job, spans, x, weight, bias, normalize, eps, activation);
-  set_sqnorm(job, spans, x_sqnorm);
-  set_loss(job, threshold, temperature, goodness);
+  set_layer(job, spans, a);
   set_sign(job, spans, sign);
-  set_peers(job, spans, row_term, col_term);
-  float* step = set_optimizer(job, spans, weight, bias, {optimizer, state, lr, hyper});
-  spans.check();
-  Outputs out = set_outputs(job, false);
-  Tensor loss = new_tensor<0>({}, ScalarType::Float);
-  job.loss = static_cast<float*>(loss.mutable_data_ptr());
-  run(job, precision);
-  *step += 1.f;
-  return {out.y, out.goodness, loss};
+  return run_step(job, spans, a, loss, optimizer);
 }
 
-std::tuple<Tensor, Tensor> ff_network_step_(const NetworkArguments& network) {
+Two ff_network_step_(const NetworkArguments& network) {
   const std::vector<NetworkLayer> layers = layers_of(network);
   const size_t count = layers.size();
   const int64_t rows = network.rows();
@@ -352,11 +326,11 @@ std::tuple<Tensor, Tensor> ff_network_step_(const NetworkArguments& network) {
       job.x_sqnorm = {total + (i - 1) * rows, 1};  // the goodness of the layer below
     }
     set_weight(job, layer.weight, layer.bias, layer.normalize, layer.eps, layer.activation);
-    set_loss(job, layer.threshold, layer.temperature, layer.goodness);
+    set_loss(job, {layer.threshold, layer.temperature, layer.goodness});
     if (i == 0) {
       set_sqnorm(job, spans, network.x_sqnorm);
       if (labelled) {
-        set_label_pair(job, spans, *network.labels_pos, *network.labels_neg, network.num_classes, network.strength);
+        set_label_pair(job, spans, network.label_pair());
       } else {
         set_sign(job, spans, *network.sign);
       }
@@ -387,15 +361,12 @@ std::tuple<Tensor, Tensor> ff_network_step_(const NetworkArguments& network) {
   return {totals, losses};
 }
 
-std::tuple<Tensor, Tensor, Tensor> ff_label_forward(const Tensor& x, const Tensor& labels, const Tensor& weight,
-                                                    const OptionalTensor& bias, int64_t num_classes, double strength,
-                                                    const std::string& normalize, double eps,
-                                                    const std::string& activation, const std::string& precision,
-                                                    bool return_p) {
+Three ff_label_forward(const LayerArguments& a, const Tensor& labels, int64_t num_classes, double strength,
+                       bool return_p) {
   Job job;
   Spans spans;
-  set_layer(job, spans, x, weight, bias, normalize, eps, activation);
-  STD_TORCH_CHECK(num_classes > 0 && num_classes <= job.depth, "num_classes: must be in [1, ", job.depth, "]");
+  set_layer(job, spans, a);
+  check_num_classes(num_classes, job.depth);
   Labels& own = job.labels;
   own.label[0] = labels_argument(labels, "labels", 2, num_classes);
   check_size(labels, "labels", 0, job.rows);
@@ -405,30 +376,17 @@ std::tuple<Tensor, Tensor, Tensor> ff_label_forward(const Tensor& x, const Tenso
   own.row_stride[0] = labels.stride(0);
   own.candidate_stride = labels.stride(1);
   Outputs out = set_outputs(job, return_p);
-  if (own.candidates > 0) run(job, precision);
+  if (own.candidates > 0) run(job, a.precision);
   return {out.y, out.goodness, out.p};
 }
 
-std::tuple<Tensor, Tensor, Tensor> ff_label_step_(
-    const Tensor& x, const Tensor& labels_pos, const Tensor& labels_neg, const Tensor& weight,
-    const OptionalTensor& bias, const Tensors& state, const std::string& optimizer, const OptionalTensor& lr,
-    const std::vector<double>& hyper, int64_t num_classes, double strength, double threshold, double temperature,
-    const std::string& goodness, const std::string& normalize, double eps, const std::string& activation,
-    const OptionalTensor& row_term, const OptionalTensor& col_term, const std::string& precision) {
+Three ff_label_step_(const LayerArguments& a, const LabelPair& labels, const LossArguments& loss,
+                     const FlatOptimizer& optimizer) {
   Job job;
   Spans spans;
-  set_layer(job, spans, x, weight, bias, normalize, eps, activation);
-  set_loss(job, threshold, temperature, goodness);
-  set_label_pair(job, spans, labels_pos, labels_neg, num_classes, strength);
-  set_peers(job, spans, row_term, col_term);
-  float* step = set_optimizer(job, spans, weight, bias, {optimizer, state, lr, hyper});
-  spans.check();
-  Outputs out = set_outputs(job, false);
-  Tensor loss = new_tensor<0>({}, ScalarType::Float);
-  job.loss = static_cast<float*>(loss.mutable_data_ptr());
-  run(job, precision);
-  *step += 1.f;
-  return {out.y, out.goodness, loss};
+  set_layer(job, spans, a);
+  set_label_pair(job, spans, labels);
+  return run_step(job, spans, a, loss, optimizer);
 }
 
 }  // namespace ffkernels::cpu

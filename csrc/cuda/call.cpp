@@ -21,7 +21,7 @@ Call::Call(const char* op, const Tensor& x) : place(place_of(x)), dtype(x.scalar
 }
 
 void Call::add(const Layer& layer, const std::string& precision) {
-  const auto parsed = parse<int, 3>(precision, "precision", {"highest", "high", "medium"});
+  const auto parsed = parse_precision<int>(precision);
   problem.layers.push_back(layer);
   problem.maths.push_back(dtype == ScalarType::BFloat16 ? Math::bf16
                           : dtype == ScalarType::Half   ? Math::fp16
@@ -70,15 +70,13 @@ Layer layer_of(Call& call, int64_t depth, const Tensor& weight, const OptionalTe
   layer.weight = call.matrix(weight, "weight");
   layer.depth = checked_int(depth, "x");
   layer.cols = checked_int(weight.size(0), "weight");
-  STD_TORCH_CHECK(layer.depth > 0 && layer.cols > 0, "weight: must not be empty");
-  check_size(weight, "weight", 1, depth);
   if (bias) {
     layer.bias = call.data(*bias, "bias", 1, call.dtype);
     layer.bias_stride = bias->stride(0);
-    check_size(*bias, "bias", 0, layer.cols);
   }
-  layer.normalize = parse<Normalize, 3>(normalize, "normalize", {"none", "l2", "rms"});
-  layer.activation = parse<Activation, 5>(activation, "activation", {"relu", "leaky_relu", "gelu", "silu", "tanh"});
+  check_layer_sizes(weight, bias, depth);
+  layer.normalize = parse_normalize<Normalize>(normalize);
+  layer.activation = parse_activation<Activation>(activation);
   layer.eps = static_cast<float>(eps);
   return layer;
 }
@@ -89,15 +87,15 @@ void set_input(Call& call, Layer& layer, const Tensor& x) {
   call.spans.input(x);
 }
 
-void set_loss(Layer& layer, double threshold, double temperature, const std::string& goodness) {
-  STD_TORCH_CHECK(goodness == "mean" || goodness == "sum", "goodness: unknown value ", goodness);
-  layer.threshold = static_cast<float>(threshold);
-  layer.temperature = static_cast<float>(temperature);
-  layer.divisor = goodness == "mean" ? static_cast<float>(layer.cols) : 1.f;
+void set_loss(Layer& layer, const LossArguments& loss) {
+  layer.threshold = static_cast<float>(loss.threshold);
+  layer.temperature = static_cast<float>(loss.temperature);
+  layer.divisor = loss.divisor(layer.cols);
 }
 
 void set_labels(Call& call, const Tensor& x, int64_t num_classes, double strength) {
-  STD_TORCH_CHECK(x.dim() == 2 && num_classes > 0 && num_classes <= x.size(1), "num_classes: must be in [1, K]");
+  STD_TORCH_CHECK(x.dim() == 2, "x: must have 2 dimensions, has ", x.dim());
+  check_num_classes(num_classes, x.size(1));
   Labels& labels = call.problem.labels;
   labels.num_classes = static_cast<int32_t>(num_classes);
   const auto number = static_cast<float>(strength);  // as a number of x's type
@@ -106,15 +104,14 @@ void set_labels(Call& call, const Tensor& x, int64_t num_classes, double strengt
                                                        : number;
 }
 
-void set_label_pair(Call& call, const Tensor& x, const Tensor& labels_pos, const Tensor& labels_neg,
-                    int64_t num_classes, double strength) {
-  set_labels(call, x, num_classes, strength);
+void set_label_pair(Call& call, const Tensor& x, const LabelPair& pair) {
+  set_labels(call, x, pair.num_classes, pair.strength);
   Labels& labels = call.problem.labels;
   labels.candidates = 2;
   labels.separate = 1;
   call.problem.positive_rows = checked_int(x.size(0), "x");
   for (int c = 0; c < 2; ++c) {
-    const Tensor& t = c == 0 ? labels_pos : labels_neg;
+    const Tensor& t = c == 0 ? pair.positive : pair.negative;
     const char* name = c == 0 ? "labels_pos" : "labels_neg";
     labels.label[c] = static_cast<const int64_t*>(call.data(t, name, 1, ScalarType::Long));
     labels.row_stride[c] = t.stride(0);

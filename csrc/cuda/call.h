@@ -10,7 +10,6 @@
 #include "cuda/plan.h"
 #include "cuda/record.h"
 #include "kernels.h"
-#include "optimizer_arguments.h"
 
 namespace ffkernels::cuda {
 
@@ -73,10 +72,9 @@ Layer layer_of(Call& call, int64_t depth, const Tensor& weight, const OptionalTe
                const std::string& normalize, double eps, const std::string& activation);
 
 void set_input(Call& call, Layer& layer, const Tensor& x);
-void set_loss(Layer& layer, double threshold, double temperature, const std::string& goodness);
+void set_loss(Layer& layer, const LossArguments& loss);
 void set_labels(Call& call, const Tensor& x, int64_t num_classes, double strength);
-void set_label_pair(Call& call, const Tensor& x, const Tensor& labels_pos, const Tensor& labels_neg,
-                    int64_t num_classes, double strength);
+void set_label_pair(Call& call, const Tensor& x, const LabelPair& pair);
 void set_optimizer(Call& call, Layer& layer, const Tensor& weight, const OptionalTensor& bias,
                    const FlatOptimizer& flat);
 

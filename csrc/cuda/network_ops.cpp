@@ -2,7 +2,6 @@
 #include <algorithm>
 
 #include "cuda/call.h"
-#include "network_arguments.h"
 
 namespace ffkernels::cuda {
 namespace {
@@ -11,14 +10,12 @@ int64_t padded(int64_t cols) { return (cols + kRowPad - 1) / kRowPad * kRowPad; 
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> ff_network_step_(const NetworkArguments& network) {
+Two ff_network_step_(const NetworkArguments& network) {
   const std::vector<NetworkLayer> own = layers_of(network);
   const size_t count = own.size();
   const Tensor& x = network.x;
   Call call("ff_network_step_", x);
-  if (network.labels_pos) {
-    set_label_pair(call, x, *network.labels_pos, *network.labels_neg, network.num_classes, network.strength);
-  }
+  if (network.labels_pos) set_label_pair(call, x, network.label_pair());
   Problem& problem = call.problem;
   problem.layers.reserve(count);
   problem.dropout_seed = dropout_seed_of(network, call.spans);
@@ -35,7 +32,7 @@ std::tuple<Tensor, Tensor> ff_network_step_(const NetworkArguments& network) {
       layer.x_sqnorm = call.vector(network.x_sqnorm, "x_sqnorm", problem.rows);
     }
     if (network.sign) layer.sign = call.vector(network.sign, "sign", problem.rows);
-    set_loss(layer, given.threshold, given.temperature, given.goodness);
+    set_loss(layer, {given.threshold, given.temperature, given.goodness});
     set_optimizer(call, layer, given.weight, given.bias, given.optimizer);
     if (given.peer_mean) {
       layer.peer_mean =
