@@ -42,7 +42,7 @@ bench: .venv/built
 	$(RUN) -m ffkernels bench $(ARGS)
 
 sanitize: .venv/installed
-	$(RUN) tests/sanitize/sanitize.py $(ARGS)
+	$(RUN) tests/sanitize.py $(ARGS)
 
 lint: .venv/installed
 	$(RUN) -m ruff check

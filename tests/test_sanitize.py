@@ -1,18 +1,14 @@
 """The sanitizers report what is planted in the CPU kernels, and nothing else (`make sanitize` runs all of it)."""
 
-import importlib.util
 import shutil
-from pathlib import Path
 
+import edited
 import pytest
-
-_spec = importlib.util.spec_from_file_location("sanitize", Path(__file__).parent / "sanitize" / "sanitize.py")
-sanitize = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(sanitize)
+import sanitize
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(shutil.which(sanitize.compiler()[0]) is None, reason="no C++ compiler"),
+    pytest.mark.skipif(shutil.which(edited.compiler()[0]) is None, reason="no C++ compiler"),
 ]
 
 
@@ -31,4 +27,4 @@ def test_without_one_nothing_is_reported(sanitizer, tmp_path):
 
 def test_an_edit_that_finds_nothing_is_an_error(tmp_path):
     with pytest.raises(RuntimeError, match=r"'no such line' stands 0 times in csrc/cpu/layer.h"):
-        sanitize.copy_of_sources(tmp_path / "build", [sanitize.Edit("cpu/layer.h", "no such line", "")])
+        edited.copy_of_sources(tmp_path / "build", [edited.Edit("cpu/layer.h", "no such line", "")])

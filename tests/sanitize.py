@@ -1,21 +1,19 @@
 """The CPU kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer: `make sanitize` runs this.
 
-1. driver.cpp, which runs the kernels without torch, under each of them.
+1. cpu/driver.cpp, which runs the kernels without torch, under each of them.
 2. A fault for each, planted in a copy of the sources, which it must report (tests/test_sanitize.py runs these too).
 3. The extension under address and undefined, with the tests that pytest's arguments select: what checks the arguments
    and makes the outputs is only in there.
 
 Scratch memory is one block that the kernels cut up themselves. In the copies that are compiled here the gaps between
-its arrays are marked as out of bounds. Loads and stores of AMX tiles are not seen by any sanitizer; avx512's bf16 core
-reads and writes the same panels.
+its arrays are marked as out of bounds. AMX's tiles are computed in software here, since no sanitizer sees what the
+instructions load and store.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,21 +22,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+import edited
 import torch
+from edited import AMX_FLAGS, AMX_IN_SOFTWARE, Edit, build_extension, compiler, copy_of_sources
 
-ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("portable", "avx2", "avx512", "amx", "isa")
 MEMORY, THREADS = "address,undefined", "thread"
 FLAGS = ("-std=c++17", "-O1", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all")
 # What every test of the kernels' arithmetic is made of, and the calls that must fail
 TESTS = ["tests/test_cpu_kernels.py", "tests/test_extension.py", "tests/test_errors.py", "-m", "not slow"]
 TESTS += ["-k", "not in_its_own_way"]  # without -O2 gcc makes no fused multiply-add: avx2 gives portable's bits
-
-
-class Edit(NamedTuple):
-    file: str
-    pattern: str  # occurs once
-    replacement: str
 
 
 RED_ZONES = [
@@ -80,28 +73,13 @@ FAULTS = {
 }  # fmt: skip
 
 
-def copy_of_sources(folder: Path, edits: Iterable[Edit]) -> Path:
-    shutil.copytree(ROOT / "csrc", folder / "csrc")
-    for edit in edits:
-        file = folder / "csrc" / edit.file
-        text, count = re.subn(edit.pattern, edit.replacement, file.read_text())
-        if count != 1:
-            raise RuntimeError(f"sanitize.py: {edit.pattern!r} stands {count} times in csrc/{edit.file}, not once")
-        file.write_text(text)
-    return folder / "csrc"
-
-
-def compiler() -> list[str]:
-    return os.environ.get("CXX", "g++").split()
-
-
 def build_driver(folder: Path, sanitizer: str, edits: Iterable[Edit] = (), isas: Iterable[str] = SOURCES) -> Path:
     """The driver with the kernels of ``isas``; with not all of them, only those can be run."""
-    csrc = copy_of_sources(folder, edits)
+    csrc = copy_of_sources(folder, [*edits, *AMX_IN_SOFTWARE])
     include = Path(torch.__file__).parent / "include"
-    flags = [*FLAGS, f"-fsanitize={sanitizer}", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
+    flags = [*FLAGS, *AMX_FLAGS, f"-fsanitize={sanitizer}", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
     flags += ["-I", str(csrc), "-isystem", str(include)]
-    files = [*(csrc / "cpu" / f"{name}.cpp" for name in isas), Path(__file__).with_name("driver.cpp")]
+    files = [*(csrc / "cpu" / f"{name}.cpp" for name in isas), Path(__file__).parent / "cpu" / "driver.cpp"]
     if set(isas) != set(SOURCES):
         flags.append("-DPORTABLE_ONLY")
     running: list[subprocess.Popen] = []
@@ -131,26 +109,15 @@ def caught(fault: Fault, folder: Path) -> bool:
 
 def run_tests(folder: Path, arguments: list[str]) -> int:
     """Run pytest with the extension, built under address and undefined; its exit status."""
-    copy_of_sources(folder, RED_ZONES)
-    for name in ("ffkernels", "tests"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        if (ROOT / name).exists():
-            shutil.copy(ROOT / name, folder)
-    setup = (folder / "setup.py").read_text()
-    (folder / "setup.py").write_text(setup.replace('"-O3"', '"-O1"'))  # half the time to compile
-    command = [*compiler(), *FLAGS[1:], f"-fsanitize={MEMORY}"]
-    environment = os.environ | {"CXX": " ".join(command), "FFKERNELS_BUILD": "cpu"}
-    build = [sys.executable, "setup.py", "build_ext", "--inplace"]
-    subprocess.run(build, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
+    edits = [*RED_ZONES, *AMX_IN_SOFTWARE]
+    build_extension(folder, edits, [*FLAGS[1:], *AMX_FLAGS, f"-fsanitize={MEMORY}"])
     libraries = [
         subprocess.check_output([*compiler(), f"-print-file-name=lib{name}.so"], text=True).strip()
         for name in ("asan", "ubsan")
     ]
     # python itself leaks; torch's workers exit without freeing
-    environment = os.environ | {"LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment).returncode
+    environment = {"LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
+    return edited.run_tests(folder, arguments, environment).returncode
 
 
 def main() -> int:
