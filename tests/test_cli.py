@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from test_data import idx_bytes, write_folder
+from test_data import NAMES, idx_bytes, write_folder
 
 import ffkernels as ff
 from ffkernels import cli, data, run, training
@@ -103,6 +103,20 @@ def test_a_data_folder_alone_says_what_data(data_dir, tmp_path, capsys):
     assert cli.main(["train", "--resume", str(tmp_path / "run"), "--data-dir", str(data_dir), "--quiet"]) == 0
     first, again = capsys.readouterr().out.split("test error: ")[1:]
     assert first == again
+
+
+@pytest.mark.parametrize(
+    ("folder", "prefix", "size"),
+    [("FashionMNIST/raw", "", 28), ("KMNIST/raw", "", 28), ("usps", "usps-", 16)],
+)
+def test_data_in_the_form_of_mnist_are_trained_on_without_a_change(tmp_path, capsys, folder, prefix, size):
+    (tmp_path / folder).mkdir(parents=True)
+    names = [prefix + name for name in NAMES]
+    write_folder(tmp_path / folder, rows=(20, 10), size=(size, size), classes=10, names=names)
+    arguments = ["--data-dir", str(tmp_path), "--run-dir", str(tmp_path / "run"), "--hidden", "6", "--epochs", "1"]
+    assert cli.main(["train", "--preset", "hinton", *arguments, "--head-layers", "1", "--predict-layers", "1"]) == 0
+    name = folder.split("/")[0]
+    assert f"{name}: 20 training and 10 test rows; net {size * size}-6 on cpu" in capsys.readouterr().out
 
 
 def test_resume_takes_what_agrees_and_refuses_what_contradicts(data_dir, run_dir, capsys):
