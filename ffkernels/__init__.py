@@ -23,6 +23,7 @@ from .ops import (
 from .optim import SGD, Adam, AdamW, HintonSGD, Optimizer
 from .recurrent import RecurrentFFNet
 from .schedule import Schedule
+from .selection import HardInputs, Selection
 from .training import EarlyStopping, error_percent
 
 __version__ = "0.1.0"
@@ -35,6 +36,7 @@ __all__ = [
     "FFLayer",
     "FFLinear",
     "FFNet",
+    "HardInputs",
     "HardLabels",
     "Hinge",
     "HintonSGD",
@@ -49,6 +51,7 @@ __all__ = [
     "PairSoftplus",
     "RecurrentFFNet",
     "Schedule",
+    "Selection",
     "Shift",
     "SoftmaxHead",
     "SymBa",

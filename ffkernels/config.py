@@ -21,6 +21,7 @@ from .nn import PREDICT, FFNet
 from .optim import SGD, Adam, AdamW, HintonSGD, Optimizer
 from .recurrent import RecurrentFFNet, check_dynamics
 from .schedule import Schedule
+from .selection import HardInputs
 from .training import MODES
 
 DATA = ("digits", "mnist")
@@ -63,6 +64,8 @@ class TrainConfig:
         loss: "logistic", or without the fused step "symba" and "pair" (with alpha), "pair" and "hinge" (with margin).
         negatives: "uniform", or "hard": drawn from the head's softmax; or "hybrid": mixtures of two images, with which
             the layers learn without labels (``blurs``: see `hybrid_images`) and the head labels what they give.
+        selected: share of each minibatch that the layers learn from, drawn by `HardInputs` from what the head makes of
+            it; 1: all. selected_floor: its floor.
         head_layers: layers that a softmax head looks at; none: no head. head_lr, head_weight_decay: of its HintonSGD.
             head_epochs: train it for so many epochs after the layers instead of beside them.
         recurrent: every layer also sees the layer above, the last one the label (`RecurrentFFNet`); damping, learned,
@@ -108,6 +111,8 @@ class TrainConfig:
     margin: float = 1.0
     negatives: str = "uniform"
     blurs: int = BLURS
+    selected: float = 1.0
+    selected_floor: float = 0.1
     head_layers: tuple[int, ...] = ()
     head_lr: float = 0.2
     head_weight_decay: float = 0.003
@@ -185,7 +190,12 @@ class TrainConfig:
         checks.option("predict", self.predict, PREDICT)
         if self.candidates is not None:
             checks.count("candidates", self.candidates, 1, 2**31, "labels whose goodness is measured")
-        for name, without in (("negatives", "uniform"), ("predict", "goodness"), ("candidates", None)):
+        for name, without in (
+            ("negatives", "uniform"),
+            ("selected", 1.0),
+            ("predict", "goodness"),
+            ("candidates", None),
+        ):
             if not self.head_layers and (value := getattr(self, name)) != without:
                 raise ValueError(f"{name} {value!r} needs a softmax head: name the layers it looks at in head_layers")
 
@@ -200,9 +210,12 @@ class TrainConfig:
             raise ValueError(
                 "negatives 'hybrid' needs predict 'head', head_epochs and no recurrent net: the layers see no labels"
             )
-        if self.head_epochs and (self.negatives == "hard" or self.average or not self.head_layers):
+        HardInputs(self.selected, self.selected_floor)
+        beside = self.negatives == "hard" or self.selected < 1 or self.average
+        if self.head_epochs and (beside or not self.head_layers):
             raise ValueError(
-                "head_epochs must be 0 but for a net with head_layers, without average and without negatives 'hard'"
+                "head_epochs must be 0 but for a net with head_layers, without average, without negatives 'hard' and "
+                "with all inputs selected"
             )
         if self.head_layers and self.mode == "greedy" and not self.head_epochs:
             raise ValueError("mode must be 'simultaneous' with a head, which looks at several layers at once")
@@ -268,6 +281,9 @@ class TrainConfig:
         if self.negatives == "hybrid":
             return HybridImages(image_shape, self.blurs)
         return HardLabels() if self.negatives == "hard" else UniformLabels()
+
+    def build_selection(self) -> HardInputs | None:
+        return HardInputs(self.selected, self.selected_floor) if self.selected < 1 else None
 
     def build_augment(self, image_shape: tuple[int, int, int]) -> Shift | None:
         return Shift(self.shift, image_shape) if self.shift else None

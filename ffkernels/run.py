@@ -290,7 +290,7 @@ def train(
     history = net.fit(
         x, y, epochs=config.epochs, head_epochs=config.head_epochs, mode=config.mode, batch_size=config.batch_size,
         seed=config.seed, schedule=config.build_schedule(), loss=config.build_losses(),
-        negatives=config.build_negatives(dataset.image_shape),
+        negatives=config.build_negatives(dataset.image_shape), selection=config.build_selection(),
         augment=config.build_augment(dataset.image_shape), validation=measured_on,
         validate_every=config.validate_every, callbacks=callbacks, history=history, progress=progress,
         spool_dir=spool_dir,

@@ -1,4 +1,4 @@
-"""One training step of fit: neutral pass and head, negatives, then the layers' step, fused where the loss allows it."""
+"""One training step of fit: neutral pass and head, selection, negatives, then the layers' step, fused where the loss allows it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from .layer import FFLinear, signs
 from .loss import Logistic, Loss
 from .negatives import Negatives
 from .nn import FFNet
+from .selection import Selection
 
 
 class Stage:
@@ -28,6 +29,7 @@ class Stage:
         losses: one for each layer of the net; None: the logistic loss of the fused step.
         epochs: how long it lasts. with_head: whether the net's head is trained beside the layers. measured: whether
             the net's error means anything meanwhile.
+        selection: which inputs of a minibatch the layers learn from, chosen by the head; None: all.
     """
 
     copies = 2  # rows that are trained on for each input
@@ -43,8 +45,10 @@ class Stage:
         epochs: int,
         with_head: bool,
         measured: bool,
+        selection: Selection | None = None,
     ) -> None:
         self.net, self.only, self.optimizer, self.negatives = net, only, optimizer, negatives
+        self.selection = selection
         self.epochs, self.with_head, self.measured = epochs, with_head, measured
         self.first_epoch = (only or 0) * epochs + 1
         self.trained = range(len(net)) if only is None else range(only, only + 1)
@@ -70,6 +74,9 @@ class Stage:
         logits = head_loss = None
         if self.net.head is not None and self.with_head:
             logits, head_loss = self.net.head.step(*self.net.neutral_pass(x), labels)
+            if self.selection is not None:
+                rows = self.selection(labels, draws["selection"], logits)
+                x, labels, logits = x[rows], labels[rows], logits[rows]
         seed = None
         if self.has_dropout:
             seed = torch.randint(2**62, (1,), generator=draws["dropout"]).to(x.device)

@@ -21,6 +21,7 @@ from .layer import FFLinear
 from .loss import Loss
 from .negatives import Negatives, UniformLabels
 from .nn import FFNet
+from .selection import Selection
 from .stage import HeadStage, Stage
 
 Record = dict[str, Any]
@@ -136,6 +137,7 @@ def fit(
     optimizer: torch.optim.Optimizer | None = None,
     loss: Loss | Sequence[Loss] | None = None,
     negatives: Negatives | ImageNegatives | None = None,
+    selection: Selection | None = None,
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
     validation: tuple[Tensor, Tensor] | None = None,
     validate_every: int = 1,
@@ -168,6 +170,8 @@ def fit(
             layers' threshold and temperature, the only one inside the fused step. Others run layer by layer.
         negatives: gives the negatives' labels, see `Negatives`; None: `UniformLabels()`. Or gives the negatives
             themselves, see `ImageNegatives`.
+        selection: chooses the inputs of each minibatch that the layers learn from, by what the head makes of them, see
+            `Selection`; the head learns from all. None: all. The records' means are then those of the inputs chosen.
         augment: changes every minibatch before labels are written over it, as `Shift` does.
         validation: (x, labels), for the records' "error". validate_every: epochs from one measurement to the next; the
             last epoch is always measured.
@@ -198,7 +202,12 @@ def fit(
     if lr is not None:
         checks.number("lr", lr, 0.0)
     from_images = isinstance(negatives, ImageNegatives)
-    for name, function in (("schedule", schedule), ("negatives", negatives), ("augment", augment)):
+    for name, function in (
+        ("schedule", schedule),
+        ("negatives", negatives),
+        ("selection", selection),
+        ("augment", augment),
+    ):
         if name == "negatives" and from_images:
             continue
         if function is not None and not callable(function):
@@ -217,6 +226,8 @@ def fit(
         raise ValueError(f"loss and optimizer must be None for a {type(net).__name__}, which has its own step")
     if from_images and not net.layered:
         raise ValueError(f"negatives must be labels for a {type(net).__name__}, got {type(negatives).__name__}")
+    if selection is not None and (net.head is None or head_epochs):
+        raise ValueError("selection must be None but for a net with a head that is trained beside the layers")
     check_validation(validation)
     if device is not None and spool_dir is None:
         raise ValueError("device is for spool_dir; without one, move the net: net.to(device)")
@@ -248,7 +259,10 @@ def fit(
     beside = net.head is not None and not head_epochs
     by_head = net.predict_by != "goodness" or net.candidates is not None
     stages: list[Stage | HeadStage] = [
-        Stage(net, only, optimizer, chosen, losses, epochs=epochs, with_head=beside, measured=beside or not by_head)
+        Stage(
+            net, only, optimizer, chosen, losses, epochs=epochs, with_head=beside, measured=beside or not by_head,
+            selection=selection,
+        )  # fmt: skip
         for only in ([None] if mode == "simultaneous" else range(len(net)))
     ]
     if head_epochs:

@@ -299,6 +299,10 @@ def add_train(commands: Any) -> argparse.ArgumentParser:
     flag(g, "--predict-layers", "layers whose goodness counts", type=int, nargs="*", metavar="L", shown="all")
     flag(g, "--candidates", "labels whose goodness is measured, the head's first choices", type=int, metavar="N",
          shown="all")  # fmt: skip
+    flag(g, "--selected", "share of each batch that the layers learn from, mostly what the head labels badly",
+         type=float, metavar="SHARE")  # fmt: skip
+    flag(g, "--selected-floor", "added to each image's 1 - probability: the larger, the more evenly they are drawn",
+         type=float, metavar="P")  # fmt: skip
     flag(g, "--average", "largest decay of the average of weights that predicts; 0: none", type=float, metavar="D")
 
     g = p.add_argument_group("training")
