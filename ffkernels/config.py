@@ -210,7 +210,10 @@ class TrainConfig:
             raise ValueError(
                 "negatives 'hybrid' needs predict 'head', head_epochs and no recurrent net: the layers see no labels"
             )
-        HardInputs(self.selected, self.selected_floor)
+        for name in ("selected", "selected_floor"):
+            checks.number(name, getattr(self, name), 0.0, above=True)
+        if self.selected > 1:
+            raise ValueError(f"selected must be at most 1, got {self.selected!r}")
         beside = self.negatives == "hard" or self.selected < 1 or self.average
         if self.head_epochs and (beside or not self.head_layers):
             raise ValueError(

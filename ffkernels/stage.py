@@ -1,4 +1,4 @@
-"""One training step of fit: neutral pass and head, selection, negatives, then the layers' step, fused where the loss allows it."""
+"""One step of fit: neutral pass, head, selection, negatives, then the layers' step, fused where the loss allows it."""
 
 from __future__ import annotations
 

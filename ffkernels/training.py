@@ -260,9 +260,16 @@ def fit(
     by_head = net.predict_by != "goodness" or net.candidates is not None
     stages: list[Stage | HeadStage] = [
         Stage(
-            net, only, optimizer, chosen, losses, epochs=epochs, with_head=beside, measured=beside or not by_head,
+            net,
+            only,
+            optimizer,
+            chosen,
+            losses,
+            epochs=epochs,
+            with_head=beside,
+            measured=beside or not by_head,
             selection=selection,
-        )  # fmt: skip
+        )
         for only in ([None] if mode == "simultaneous" else range(len(net)))
     ]
     if head_epochs:

@@ -256,7 +256,7 @@ def test_flags_reach_the_config(data_dir, tmp_path, monkeypatch):
              "--validation", "5", "--validate-every", "2", "--shift", "1", "--init", "normal", "--direction",
              "minimize", "--peer", "0.03", "--dropout", "0.1", "--loss", "hinge", "--alpha", "3", "--margin", "2",
              "--negatives", "hard", "--predict", "both", "--predict-layers", "2", "--candidates", "2",
-             "--average", "0.9", "--warmup", "0.1"]  # fmt: skip
+             "--average", "0.9", "--warmup", "0.1", "--selected", "0.5", "--selected-floor", "0.2"]  # fmt: skip
     with pytest.raises(SystemExit):
         cli.main(["train", *options(data_dir), *flags, "--run-dir", "there"])
     assert seen == [
@@ -269,7 +269,7 @@ def test_flags_reach_the_config(data_dir, tmp_path, monkeypatch):
                 precision="medium", backend="reference", device="cpu", threads=1, seed=3, validate_every=2, shift=1,
                 init="normal", direction="minimize", peer=0.03, dropout=0.1, loss="hinge", alpha=3.0, margin=2.0,
                 negatives="hard", head_layers=(2, 1), head_lr=0.3, head_weight_decay=0.01, predict="both",
-                predict_layers=(2,), candidates=2, average=0.9, warmup=0.1,
+                predict_layers=(2,), candidates=2, average=0.9, warmup=0.1, selected=0.5, selected_floor=0.2,
             ),
         )
     ]  # fmt: skip
@@ -338,6 +338,10 @@ USAGE = {
     "--momentum 0.5": "momentum is for optimizer 'sgd' or 'hinton_sgd', the optimizer is 'adam'",
     "--optimizer hinton_sgd --momentum 1": "momentum must be finite and in",
     "--negatives hard": "negatives 'hard' needs a softmax head: name the layers it looks at in head_layers",
+    "--selected 0.5": "selected 0.5 needs a softmax head",
+    "--head-layers 1 --selected 1.5": "selected must be at most 1, got 1.5",
+    "--selected-floor 0": "selected_floor must be finite and > 0",
+    "--head-layers 1 --head-epochs 2 --selected 0.5": "head_epochs must be 0 but .* with all inputs selected",
     "--predict both": "predict 'both' needs a softmax head",
     "--candidates 3": "candidates 3 needs a softmax head",
     "--negatives hybrid --head-layers 1": "negatives 'hybrid' needs predict 'head', head_epochs and no recurrent net",

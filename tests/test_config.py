@@ -34,7 +34,7 @@ def test_config_builds_the_pieces():
     config = TrainConfig(
         hidden=(6, 5), init="normal", peer=0.1, dropout=0.2, direction="minimize", negatives="hard", head_layers=(2, 1),
         head_lr=0.3, head_weight_decay=0.01, predict="both", predict_layers=(2,), candidates=2, average=0.9, shift=2,
-        optimizer="hinton_sgd", weight_decay=0.1,
+        optimizer="hinton_sgd", weight_decay=0.1, selected=0.3,
     )  # fmt: skip
     net = config.build_net(20, 3)
     assert [(layer.peer, layer.dropout) for layer in net.layers] == [(0.1, 0.0), (0.1, 0.2)]
@@ -46,6 +46,8 @@ def test_config_builds_the_pieces():
     assert (net.head.layers, net.head.optimizer) == ((1, 0), ff.HintonSGD(lr=0.3, weight_decay=0.01))
     assert net.average.decay == 0.9
     assert config.build_negatives((1, 4, 5)) == ff.HardLabels()
+    assert config.build_selection() == ff.HardInputs(0.3, 0.1)
+    assert TrainConfig().build_selection() is None
     without = {"negatives": "hybrid", "blurs": 3, "predict": "head", "head_layers": (2,), "head_epochs": 1}
     assert TrainConfig(**without).build_negatives((1, 4, 5)) == ff.HybridImages((1, 4, 5), blurs=3)
     assert TrainConfig(**without).build_net(20, 3).label_strength is None
