@@ -5,7 +5,8 @@
 
 namespace ffkernels {
 
-// In the order of the schema.
+// In the order of the schema. Of several minibatches x, sign, x_sqnorm, labels and dropout_seed have one more
+// dimension, the first.
 struct NetworkArguments {
   const Tensor& x;
   const std::optional<Tensor>&sign, &x_sqnorm, &labels_pos, &labels_neg;
@@ -25,7 +26,8 @@ struct NetworkArguments {
   const std::vector<double>& dropouts;
   const std::optional<Tensor>& dropout_seed;
 
-  int64_t rows() const { return x.size(0) * (labels_pos ? 2 : 1); }  // of y
+  bool stacked() const { return x.dim() == 3; }  // several minibatches, though it may be one
+  int64_t rows() const { return x.size(stacked() ? 1 : 0) * (labels_pos ? 2 : 1); }  // of y
   LabelPair label_pair() const { return {*labels_pos, *labels_neg, num_classes, strength}; }
 };
 
@@ -91,14 +93,14 @@ inline std::vector<NetworkLayer> layers_of(const NetworkArguments& n) {
   return layers;
 }
 
-// (1,) int64; null where no layer has dropout.
+// (1,) int64, or (S,); null where no layer has dropout.
 inline const int64_t* dropout_seed_of(const NetworkArguments& n, Spans& spans) {
   bool any = false;
   for (const double p : n.dropouts) any |= p > 0.0;
   if (!any) return nullptr;
   const auto* seed =
       static_cast<const int64_t*>(checked_data(*n.dropout_seed, "dropout_seed", 1, ScalarType::Long, spans.place()));
-  check_size(*n.dropout_seed, "dropout_seed", 0, 1);
+  check_size(*n.dropout_seed, "dropout_seed", 0, n.stacked() ? n.x.size(0) : 1);
   spans.input(n.dropout_seed);
   return seed;
 }

@@ -16,7 +16,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from . import _extension
+from . import _extension, minibatches
 from .triton import device as triton_device
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
@@ -209,10 +209,13 @@ def kernel(op: str, x: Tensor) -> Callable:
 
 
 def _overload(op: str, backend: str) -> Callable:
+    from .ops import _ENTRY_CHECKS
+
     overload = getattr(getattr(torch.ops.ffkernels, op), backend)
+    if op == "ff_network_step_" and backend != "cuda":
+        return minibatches.one_by_one(overload, _ENTRY_CHECKS[op])
     if backend != "cuda" or os.environ.get("FFKERNELS_CHECK") != "1":
         return overload
-    from .ops import _ENTRY_CHECKS
 
     def checked(*args):  # the kernels of a GPU look at no value; the checks wait for it to do so
         _ENTRY_CHECKS[op](*args)
@@ -239,28 +242,31 @@ def _by_shape(op: str) -> Callable:
     return call
 
 
-def explain(op: str, x: Tensor, *weights: Tensor) -> str:
+def explain(op: str, x: Tensor, *weights: Tensor, labelled: bool = False) -> str:
     """A sentence that says which backend runs ``op`` for tensors like ``x``, and why not another one.
 
     Args:
+        x: of ff_network_step_ also (S, M, K), several minibatches.
         weights: of the layers, from the input on: where a GPU has two backends, their shapes decide. Labels count as a
             positive and a negative for each row of x.
+        labelled: whether ff_network_step_ is given labels.
     """
     backend, against = _select(op, x.device.type, x.dtype)
     if backend == "cuda" and _shape_decides(op, x.device.type, x.dtype):
         if not weights:
             against.append("triton: unless it is predicted to be faster, which depends on the shapes of the weights")
         else:
-            backend, reason = _explain_shapes(op, x, weights)
+            backend, reason = _explain_shapes(op, x, weights, labelled)
             against.append(reason)
     why = f"setting {current_backend()!r}" + (f"; not {', not '.join(against)}" if against else "")
     return f"{op} on {x.device.type} {str(x.dtype).removeprefix('torch.')} runs on {backend!r} ({why})"
 
 
-def _explain_shapes(op: str, x: Tensor, weights: tuple[Tensor, ...]) -> tuple[str, str]:
+def _explain_shapes(op: str, x: Tensor, weights: tuple[Tensor, ...], labelled: bool) -> tuple[str, str]:
     from . import checks, choice
 
-    layers = choice.layers_of(x, weights, [checks.precision(None)] * len(weights), 2 if "label" in op else 0)
+    candidates = 2 if labelled or "label" in op else 0
+    layers = choice.layers_of(x, weights, [checks.precision(None)] * len(weights), candidates)
     predicted = choice.predict_on(x, op, layers)
     times = {"cuda": predicted.cuda * 1e6, "triton": predicted.triton * 1e6}
     slower = max(times, key=lambda name: times[name])

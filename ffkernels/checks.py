@@ -144,9 +144,18 @@ def layer(
         option("activation", activation, ACTIVATIONS)
 
 
+def minibatches(name: str, t: Tensor) -> None:
+    """One minibatch (M, K), or several of the same size (S, M, K)."""
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
+    if t.dim() not in (2, 3):
+        raise ValueError(f"{name} must be (M, K), or (S, M, K) for S minibatches, got shape {tuple(t.shape)}")
+
+
 def per_row(name: str, t: Tensor, x: Tensor, rows: int | None = None) -> None:
-    """A vector over the rows in the accumulation dtype."""
-    like(name, t, (x.shape[0] if rows is None else rows,), "(M,)", state_dtype(x.dtype), x.device)
+    """A vector over the rows, of each minibatch if x has several, in the accumulation dtype."""
+    shape = x.shape[:-1] if rows is None else (rows,)
+    like(name, t, shape, "(M,)" if len(shape) == 1 else f"(S, M) of x {tuple(x.shape)}", state_dtype(x.dtype), x.device)
 
 
 def peer_terms(row_term: Tensor | None, col_term: Tensor | None, x: Tensor, weight: Tensor, rows: int) -> None:
@@ -160,8 +169,10 @@ def peer_terms(row_term: Tensor | None, col_term: Tensor | None, x: Tensor, weig
 
 
 def non_empty(x: Tensor) -> None:
-    if x.shape[0] == 0:
+    if x.shape[-2] == 0:
         raise ValueError(f"x must have at least one row (the loss is a mean over rows), got {tuple(x.shape)}")
+    if x.shape[0] == 0:
+        raise ValueError(f"x must have at least one minibatch, got {tuple(x.shape)}")
 
 
 def loss_options(threshold: float, temperature: float, goodness: str) -> None:
@@ -196,17 +207,21 @@ def dropout_seed(seed: object, x: Tensor) -> None:
         raise TypeError(f"dropout_seed must be a tensor where a layer has dropout, got {type(seed).__name__}")
     if seed.dtype != torch.int64:
         raise TypeError(f"dropout_seed must be torch.int64, got {seed.dtype}")
-    like("dropout_seed", seed, (1,), "(1,)", torch.int64, x.device)
+    shape, what = ((1,), "(1,)") if x.dim() == 2 else ((x.shape[0],), "(S,)")
+    like("dropout_seed", seed, shape, what, torch.int64, x.device)
 
 
-def labels(name: str, t: Tensor, x: Tensor, dims: int) -> None:
-    what = "(B,)" if dims == 1 else "(B, C)"
+def labels(name: str, t: Tensor, x: Tensor, dims: int, several: bool = False) -> None:
+    """(B,) or (B, C) by ``dims``; with ``several`` minibatches in x (S, B, K) one dimension more."""
+    what = f"(S, B) of x {tuple(x.shape)}" if several else "(B,)" if dims == 1 else "(B, C)"
     if not isinstance(t, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
     if t.dtype not in _INTEGERS:
         raise TypeError(f"{name} must hold integers, got {t.dtype}")
-    if t.dim() != dims:
+    if t.dim() != dims + several:
         raise ValueError(f"{name} must have shape {what}, got {tuple(t.shape)}")
+    if several and t.shape != x.shape[:2]:
+        raise ValueError(f"{name} must have shape {what} = {tuple(x.shape[:2])}, got {tuple(t.shape)}")
     if t.shape[0] != x.shape[0]:
         raise ValueError(f"{name} must have shape {what} with B = {x.shape[0]} as x (B, K) has, got {tuple(t.shape)}")
     if t.device != x.device:

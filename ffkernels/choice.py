@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from . import cost
+from . import minibatches as several
 from .triton import plan as triton_plan
 from .triton.plan import Layer
 from .triton.tiles import DEVICES, nearest
@@ -25,6 +26,8 @@ TILE = 64
 # From sm_90 on the full rate asks for instructions of the architecture's own (wgmma, tcgen05), which Triton emits.
 MMA_SYNC_SHARE = {90: 0.6, 100: 0.3}
 BLOCKS = 3  # that share a multiprocessor: what the kernels are compiled for
+MOST_LAYERS = 8  # of a launch
+BEHIND = 2  # stages from one minibatch of a launch to the next
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,32 @@ def _tiles(n: int) -> int:
     return -(-n // TILE)
 
 
-def cuda_launches(op: str, layers: Sequence[Layer]) -> tuple[cost.Launch, ...]:
-    """The stages of the one launch as the cost model takes them; those after the first cost a barrier, not a launch."""
+def cuda_launches(op: str, layers: Sequence[Layer], minibatches: int = 1) -> tuple[cost.Launch, ...]:
+    """The stages of the one launch as the cost model takes them; those after the first cost a barrier, not a launch.
+
+    Each of several minibatches has these stages, a few behind the one before: what falls together is one stage.
+    """
+    one = _stages_of_one(op, layers)
+    if len(layers) > MOST_LAYERS or len({triton_plan._rate(la) for la in layers}) > 1:  # several launches, in turn
+        return one * minibatches
+    together: list[list[cost.Launch]] = [[] for _ in range(len(one) + BEHIND * (minibatches - 1))]
+    for i in range(minibatches):
+        for at, stage in enumerate(one, BEHIND * i):
+            together[at].append(stage)
+    first, *rest = (_beside(stages) for stages in together)
+    return (first, *(replace(stage, launches=0, barriers=1) for stage in rest))
+
+
+def _beside(stages: Sequence[cost.Launch]) -> cost.Launch:
+    """The work of several stages as one."""
+    total = {
+        name: sum(getattr(s, name) for s in stages)
+        for name in ("flops", "bytes_read", "bytes_written", "bytes_requested")
+    }
+    return replace(stages[0], grid=(sum(s.grid[0] for s in stages),), **total)
+
+
+def _stages_of_one(op: str, layers: Sequence[Layer]) -> tuple[cost.Launch, ...]:
     stages = [cost.Launch(0, 0, 0, launches=0, barriers=1, kernel="ff_stages", resident=BLOCKS) for _ in layers]
     stages.append(stages[0])
 
@@ -99,15 +126,15 @@ def _datasheet(arch: str, multiprocessors: int) -> cost.Device:
 
 
 @functools.lru_cache(maxsize=4096)
-def predict(op: str, layers: tuple[Layer, ...], arch: str, multiprocessors: int) -> Prediction:
+def predict(op: str, layers: tuple[Layer, ...], arch: str, multiprocessors: int, minibatches: int = 1) -> Prediction:
     """Both backends' predicted times for ``op`` on a GPU of ``arch`` ("sm_90") with so many multiprocessors."""
     device = _datasheet(arch, multiprocessors)
     number = int(arch.removeprefix("sm_"))
     share = MMA_SYNC_SHARE.get(number // 10 * 10, 1.0)
     rates = {name: rate * (share if name != "fp32" else 1) for name, rate in device.rates.items()}
     return Prediction(
-        cost.predicted(cuda_launches(op, layers), replace(device, rates=rates)),
-        cost.predicted(_triton_launches(op, layers, arch), device),
+        cost.predicted(cuda_launches(op, layers, minibatches), replace(device, rates=rates)),
+        minibatches * cost.predicted(_triton_launches(op, layers, arch), device),
     )
 
 
@@ -126,7 +153,7 @@ def layers_of(
     candidates: int,  # rows of y that share a row of x; 0: no labels
 ) -> tuple[Layer, ...]:
     """The layers of a call by their sizes."""
-    rows, dtype = x.shape[0] * max(candidates, 1), str(x.dtype).removeprefix("torch.")
+    rows, dtype = x.shape[-2] * max(candidates, 1), str(x.dtype).removeprefix("torch.")
     return tuple(
         Layer(rows, w.shape[1], w.shape[0], dtype, precision, candidates=candidates if i == 0 else 0)
         for i, (w, precision) in enumerate(zip(weights, precisions, strict=True))
@@ -154,4 +181,4 @@ def _gpu(index: int) -> tuple[str, int]:
 
 def predict_on(x: Tensor, op: str, layers: tuple[Layer, ...]) -> Prediction:
     """`predict` for the GPU that holds x."""
-    return predict(op, layers, *_gpu(x.device.index))
+    return predict(op, layers, *_gpu(x.device.index), several.count(x))

@@ -457,12 +457,14 @@ class FFLayer:
 
 
 def _fake_network_step_(x, sign, x_sqnorm, labels_pos, labels_neg, num_classes, strength, weights, *rest):
-    acc, rows = state_dtype(x.dtype), x.shape[0] if labels_pos is None else 2 * x.shape[0]
-    return x.new_empty((len(weights), rows), dtype=acc), x.new_empty((len(weights),), dtype=acc)
+    acc, rows = state_dtype(x.dtype), x.shape[-2] if labels_pos is None else 2 * x.shape[-2]
+    minibatches = (x.shape[0],) if x.dim() == 3 else ()
+    goodness = x.new_empty((*minibatches, len(weights), rows), dtype=acc)
+    return goodness, x.new_empty((*minibatches, len(weights)), dtype=acc)
 
 
 def _check_label_options(num_classes: object, strength: object, x: Tensor) -> None:
-    checks.count("num_classes", num_classes, 1, x.shape[1], "labels are written over the first columns of x (B, K)")
+    checks.count("num_classes", num_classes, 1, x.shape[-1], "labels are written over the first columns of x (B, K)")
     checks.number("strength", strength)
 
 
@@ -502,15 +504,15 @@ _define(
 
 
 def ff_network_step_(
-    x: Tensor,  # (M, K), or (B, K) with labels
-    sign: Tensor | None,  # (M,), or None with labels
+    x: Tensor,  # (M, K), or (B, K) with labels; (S, M, K) or (S, B, K) for S minibatches
+    sign: Tensor | None,  # (M,) or (S, M), or None with labels
     layers: Sequence[Any],
     *,
-    x_sqnorm: Tensor | None = None,  # (M,)
-    labels: tuple[Tensor, Tensor] | None = None,  # (B,), (B,)
+    x_sqnorm: Tensor | None = None,  # (M,) or (S, M)
+    labels: tuple[Tensor, Tensor] | None = None,  # two of (B,) or (S, B)
     num_classes: int | None = None,
     strength: float = 1.0,
-    dropout_seed: Tensor | None = None,  # (1,)
+    dropout_seed: Tensor | None = None,  # (1,) or (S,)
 ) -> tuple[Tensor, Tensor]:
     """A whole network's training step: ff_step_ for each layer, every layer fed by y from before its own update.
 
@@ -524,6 +526,10 @@ def ff_network_step_(
     A layer's ``dropout`` p zeroes each of its inputs with probability p and divides the others by 1 - p
     (`ffkernels.dropout.dropout`, the same bits on every backend). The layer below is not affected.
 
+    Several minibatches of one size, x (S, M, K), are as many steps: the same bits as S calls one after the other, with
+    step counts S higher. lr is the same for all. On "cuda" they are one launch, in which a minibatch enters the network
+    while those before it are still in higher layers (docs/cuda.md); other backends take them in turn.
+
     Args:
         layers: `FFLinear` modules or `FFLayer` records, from the input on; each has its own keywords and optimizer. lr
             must be a tensor in all of them or in none. The first one's dropout must be 0.
@@ -533,7 +539,8 @@ def ff_network_step_(
             M = 2 B rows, the positive before the negative. num_classes, strength: as for ff_label_step_.
 
     Returns:
-        goodness (L, M), the plain sums G, and loss (L,), in the accumulation dtype.
+        goodness (L, M), the plain sums G, and loss (L,), in the accumulation dtype; (S, L, M) and (S, L) where x has S
+        minibatches.
     """
     if not isinstance(layers, Iterable):
         raise TypeError(f"layers must be a sequence of FFLinear or FFLayer, got {type(layers).__name__}")
@@ -544,7 +551,7 @@ def ff_network_step_(
         records.append(item if isinstance(item, FFLayer) else item.as_layer())
     if not records:
         raise ValueError("layers must hold at least one layer, got none")
-    checks.matrix("x", x)
+    checks.minibatches("x", x)
     checks.non_empty(x)
     if (labels is None) == (sign is None):
         raise ValueError(f"either sign or labels must be given, got {'neither' if sign is None else 'both'}")
@@ -555,8 +562,8 @@ def ff_network_step_(
         if not isinstance(labels, (tuple, list)) or len(labels) != 2:
             raise TypeError(f"labels must be (labels_pos, labels_neg), got {type(labels).__name__}")
         labels_pos, labels_neg = labels
-        checks.labels("labels[0]", labels_pos, x, dims=1)
-        checks.labels("labels[1]", labels_neg, x, dims=1)
+        checks.labels("labels[0]", labels_pos, x, dims=1, several=x.dim() == 3)
+        checks.labels("labels[1]", labels_neg, x, dims=1, several=x.dim() == 3)
         _check_label_options(num_classes, strength, x)
         labels_pos, labels_neg = labels_pos.long(), labels_neg.long()
         if x_sqnorm is not None:
@@ -568,10 +575,10 @@ def ff_network_step_(
         checks.no_grad("ff_network_step_", x=x, sign=sign, x_sqnorm=x_sqnorm)
     states: list[Tensor] = []
     sizes: list[int] = []
-    width = x.shape[1]
+    width, rows = x.shape[-1], x if x.dim() == 2 else x[0]
     for i, r in enumerate(records):
         try:
-            checks.layer(x, r.weight, r.bias, r.normalize, r.eps, r.activation, width)
+            checks.layer(rows, r.weight, r.bias, r.normalize, r.eps, r.activation, width)
             checks.loss_options(r.threshold, r.temperature, r.goodness)
             tensors = checks.flat_state("ff_network_step_", r.optimizer, r.state, r.weight, r.bias)
             checks.peer_mean(r.peer, r.peer_mean, r.weight)

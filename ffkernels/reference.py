@@ -405,6 +405,7 @@ def ff_network_step_(
     if labels_pos is not None and labels_neg is not None:
         x, sign = _label_rows(x, labels_pos, labels_neg, num_classes, strength)
     assert sign is not None
+    assert x.dim() == 2, "several minibatches come one by one (minibatches.py)"
     totals, losses, writes = [], [], []
     own_bias, own_state, own_mean = iter(biases), iter(states), iter(peer_means)
     for i, weight in enumerate(weights):

@@ -117,6 +117,27 @@ def arguments(op, *, rows=6, depth=8, cols=5, bias=True, optimizer="adam", dtype
     }  # fmt: skip
 
 
+def minibatches(count, *, labelled=False, **options):
+    """Arguments of ff_network_step_ for ``count`` minibatches, with all that it may be given."""
+    singles = [arguments("ff_network_step_", seed=s, **options) for s in range(count)]
+    given = singles[0] | {n: torch.stack([g[n] for g in singles]) for n in ("x", "sign", "x_sqnorm")}
+    given["dropout_seed"] = torch.cat([g["dropout_seed"] for g in singles])
+    if labelled:
+        positive = torch.arange(given["sign"].numel(), device=given["x"].device).view(given["sign"].shape) % 3
+        given |= {"sign": None, "x_sqnorm": None, "labels": (positive, (positive + 1) % 3), "num_classes": 3}
+    return given
+
+
+def of_minibatch(given, s):
+    """Of such arguments, those of one minibatch; the layers are the same."""
+    rows = {n: given[n][s] for n in ("x", "sign", "x_sqnorm") if given.get(n) is not None}
+    if given.get("labels") is not None:
+        rows["labels"] = tuple(t[s] for t in given["labels"])
+    if given.get("dropout_seed") is not None:
+        rows["dropout_seed"] = given["dropout_seed"][s : s + 1]
+    return given | rows
+
+
 def call(op, given):
     return getattr(ff, op)(**given)
 

@@ -192,6 +192,11 @@ def two_labels(a):
     return {"sign": None, "x_sqnorm": None, "num_classes": 3, "labels": (torch.zeros(6).long(), torch.ones(6).long())}
 
 
+def several(a, count=2):
+    stacked = {n: a[n].expand(count, *a[n].shape).contiguous() for n in ("x", "sign", "x_sqnorm")}
+    return {**stacked, "dropout_seed": a["dropout_seed"].repeat(count)}
+
+
 for _label, _change, _error, *_says in [
     ("no layers", lambda a: {"layers": []}, ValueError, "layers", "none"),
     ("layers is one layer", lambda a: {"layers": a["layers"][0]}, TypeError, "layers", "FFLayer"),
@@ -261,6 +266,45 @@ for _label, _change, _error, *_says in [
         "layers[0]",
         "dropout",
         "0.5",
+    ),
+    ("no minibatch", lambda a: several(a, 0), ValueError, "x", "minibatch", "(0, 6, 8)"),
+    ("no rows in minibatches", lambda a: {"x": a["x"][None, :0]}, ValueError, "x", "row", "(1, 0, 8)"),
+    ("minibatches of minibatches", lambda a: {"x": a["x"][None, None]}, ValueError, "x", "(S, M, K)", "(1, 1, 6, 8)"),
+    ("sign of one minibatch", lambda a: several(a) | {"sign": a["sign"]}, ValueError, "sign", "(S, M)", "(2, 6)"),
+    (
+        "sign in one of them",
+        lambda a: several(a) | {"sign": several(a)["sign"] * torch.tensor([[1], [3]])},
+        ValueError,
+        "sign",
+        "3",
+    ),
+    ("x_sqnorm of one minibatch", lambda a: several(a) | {"x_sqnorm": a["x_sqnorm"]}, ValueError, "x_sqnorm", "(2, 6)"),
+    ("labels of one minibatch", lambda a: several(a) | two_labels(a), ValueError, "labels[0]", "(S, B)", "(6,)"),
+    (
+        "labels of too many",
+        lambda a: several(a) | {**two_labels(a), "labels": (torch.ones(3, 6).long(),) * 2},
+        ValueError,
+        "labels[0]",
+        "(2, 6)",
+        "(3, 6)",
+    ),
+    (
+        "one dropout_seed for two",
+        lambda a: several(a) | {"dropout_seed": a["dropout_seed"]},
+        ValueError,
+        "dropout_seed",
+        "(S,)",
+        "(2,)",
+        "(1,)",
+    ),
+    (
+        "minibatches of another width",
+        lambda a: several(a) | {"x": torch.ones(2, 6, 7)},
+        ValueError,
+        "layers[0]",
+        "x",
+        "K = 8",
+        "(6, 7)",
     ),
     ("no dropout_seed", lambda a: {"dropout_seed": None}, TypeError, "dropout_seed", "NoneType"),
     ("dropout_seed shape", lambda a: {"dropout_seed": torch.tensor(3)}, ValueError, "dropout_seed", "(1,)", "()"),

@@ -30,24 +30,40 @@ void Call::add(const Layer& layer, const std::string& precision) {
                                                         : Math::f32_bf16);
 }
 
-Matrix Call::matrix(const Tensor& t, const char* name) const {
-  const void* data = this->data(t, name, 2, dtype);
-  for (int64_t d = 0; d < 2; ++d) checked_int(t.stride(d) * width_of(dtype), name);  // the kernels' type for them
-  return {data, t.stride(0), t.stride(1)};
+void Call::set_minibatches(int64_t count) {
+  STD_TORCH_CHECK(count > 0, "x: must have at least one minibatch");
+  stacked = true;
+  problem.minibatches.end = checked_int(count, "x");
 }
 
-Vector Call::vector(const OptionalTensor& t, const char* name, int64_t size) {
+void Call::step_over(const Tensor& t, const char* name, int64_t* minibatch) const {
+  check_size(t, name, 0, problem.minibatches.end);
+  *minibatch = t.stride(0);
+}
+
+Matrix Call::matrix(const Tensor& t, const char* name, int64_t* minibatch) const {
+  const int64_t rows = lead(minibatch), cols = rows + 1;
+  const void* data = this->data(t, name, cols + 1, dtype);
+  for (int64_t d = rows; d <= cols; ++d)
+    checked_int(t.stride(d) * width_of(dtype), name);  // the kernels' type for them
+  if (rows > 0) step_over(t, name, minibatch);
+  return {data, t.stride(rows), t.stride(cols)};
+}
+
+Vector Call::vector(const OptionalTensor& t, const char* name, int64_t size, int64_t* minibatch) {
   if (!t) return {};
-  const void* data = this->data(*t, name, 1, ScalarType::Float);
-  check_size(*t, name, 0, size);
+  const int64_t rows = lead(minibatch);
+  const void* data = this->data(*t, name, rows + 1, ScalarType::Float);
+  if (rows > 0) step_over(*t, name, minibatch);
+  check_size(*t, name, rows, size);
   spans.input(t);
-  return {static_cast<const float*>(data), t->stride(0)};
+  return {static_cast<const float*>(data), t->stride(rows)};
 }
 
 Tensor Call::new_tensor(size_t dim, const int64_t* sizes, ScalarType type) const {
   static const int32_t float32 = aoti_torch_dtype_float32(), bfloat16 = aoti_torch_dtype_bfloat16(),
                        float16 = aoti_torch_dtype_float16(), uint8 = aoti_torch_dtype_uint8();
-  std::array<int64_t, 2> strides;
+  std::array<int64_t, 3> strides;
   int64_t stride = 1;
   for (size_t d = dim; d-- > 0; stride *= sizes[d]) strides[d] = stride;
   AtenTensorHandle handle = nullptr;
@@ -82,8 +98,8 @@ Layer layer_of(Call& call, int64_t depth, const Tensor& weight, const OptionalTe
 }
 
 void set_input(Call& call, Layer& layer, const Tensor& x) {
-  layer.x = call.matrix(x, "x");
-  call.problem.rows = checked_int(x.size(0) * call.problem.labels.candidates, "x");
+  layer.x = call.matrix(x, "x", &layer.x_minibatch);
+  call.problem.rows = checked_int(x.size(call.stacked ? 1 : 0) * call.problem.labels.candidates, "x");
   call.spans.input(x);
 }
 
@@ -94,8 +110,9 @@ void set_loss(Layer& layer, const LossArguments& loss) {
 }
 
 void set_labels(Call& call, const Tensor& x, int64_t num_classes, double strength) {
-  STD_TORCH_CHECK(x.dim() == 2, "x: must have 2 dimensions, has ", x.dim());
-  check_num_classes(num_classes, x.size(1));
+  const int64_t dims = call.stacked ? 3 : 2;
+  STD_TORCH_CHECK(x.dim() == dims, "x: must have ", dims, " dimensions, has ", x.dim());
+  check_num_classes(num_classes, x.size(dims - 1));
   Labels& labels = call.problem.labels;
   labels.num_classes = static_cast<int32_t>(num_classes);
   const auto number = static_cast<float>(strength);  // as a number of x's type
@@ -109,13 +126,15 @@ void set_label_pair(Call& call, const Tensor& x, const LabelPair& pair) {
   Labels& labels = call.problem.labels;
   labels.candidates = 2;
   labels.separate = 1;
-  call.problem.positive_rows = checked_int(x.size(0), "x");
+  const int64_t rows = call.stacked ? 1 : 0;
+  call.problem.positive_rows = checked_int(x.size(rows), "x");
   for (int c = 0; c < 2; ++c) {
     const Tensor& t = c == 0 ? pair.positive : pair.negative;
     const char* name = c == 0 ? "labels_pos" : "labels_neg";
-    labels.label[c] = static_cast<const int64_t*>(call.data(t, name, 1, ScalarType::Long));
-    labels.row_stride[c] = t.stride(0);
-    check_size(t, name, 0, x.size(0));
+    labels.label[c] = static_cast<const int64_t*>(call.data(t, name, rows + 1, ScalarType::Long));
+    labels.row_stride[c] = t.stride(rows);
+    if (call.stacked) call.step_over(t, name, &labels.minibatch_stride[c]);
+    check_size(t, name, rows, x.size(rows));
     call.spans.input(t);
   }
 }
@@ -169,6 +188,9 @@ void run(Call& call, Scratch& scratch, const std::function<void()>& place) {
   workspace.rows = floats(rows);
   workspace.split = floats(split);
   workspace.columns = floats(columns);
+  workspace.row_tiles = sizes.row_tiles;
+  workspace.weight_tiles = sizes.weight_tiles;
+  workspace.widest = sizes.widest;
   if (own_words) workspace.words = reinterpret_cast<uint32_t*>(scratch.at(words));
   place();
   const std::vector<Launch> launches = plan(problem, workspace, device);

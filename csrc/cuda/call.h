@@ -23,8 +23,10 @@ class Call {
   const void* data(const Tensor& t, const char* name, int64_t dim, ScalarType type) const {
     return checked_data(t, name, dim, type, place);
   }
-  Matrix matrix(const Tensor& t, const char* name) const;
-  Vector vector(const OptionalTensor& t, const char* name, int64_t size);  // an input; not given: null
+  // With `minibatch`, and where the call is of several, t has one more dimension, whose stride is stored there.
+  Matrix matrix(const Tensor& t, const char* name, int64_t* minibatch = nullptr) const;
+  // an input; not given: null
+  Vector vector(const OptionalTensor& t, const char* name, int64_t size, int64_t* minibatch = nullptr);
 
   template <size_t dim>
   Tensor new_tensor(const std::array<int64_t, dim>& sizes, ScalarType type) const {
@@ -35,6 +37,12 @@ class Call {
   ScalarType dtype;
   Spans spans;
   Problem problem;
+  bool stacked = false;  // the call is of problem.minibatches.end minibatches
+
+  int64_t lead(const int64_t* minibatch) const { return stacked && minibatch ? 1 : 0; }  // dimensions before the others
+  void set_minibatches(int64_t count);
+  // t's first dimension is of minibatches.
+  void step_over(const Tensor& t, const char* name, int64_t* minibatch) const;
 
  private:
   Tensor new_tensor(size_t dim, const int64_t* sizes, ScalarType type) const;

@@ -24,8 +24,8 @@ struct Dropout {
   float scale;            // 1 / (1 - p)
 };
 
-__device__ inline Dropout begin_dropout(const Params& params, const Layer& layer) {
-  const int64_t seed = *params.dropout_seed;
+__device__ inline Dropout begin_dropout(const Params& params, const Layer& layer, int minibatch) {
+  const int64_t seed = params.dropout_seed[minibatch * params.minibatches.dropout_seed];
   return {make_uint2(static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)),
           static_cast<uint32_t>(layer.layer_index), static_cast<uint32_t>(layer.dropout * 4294967296.0),
           static_cast<float>(1.0 / (1.0 - layer.dropout))};

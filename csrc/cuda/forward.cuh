@@ -9,13 +9,13 @@ namespace ffkernels::cuda {
 // Writes the columns of the labels into a slab of x: 0, or (with `hot`) `strength` at the row's label.
 template <int chunks, typename T>
 __device__ inline void overlay(unsigned char* tile, int tile_rows, int tile_cols, int first_row, int first_col,
-                               int rows, const Labels& labels, bool hot) {
+                               int rows, const Labels& labels, int minibatch, bool hot) {
   const int width = min(tile_cols, labels.num_classes - first_col), base = rows / labels.candidates;
   for (int i = threadIdx.x; i < tile_rows * width; i += kThreads) {
     const int row = i / width, col = i % width, m = first_row + row;
     float value = 0.f;
     if (hot && m < rows) {
-      const int label = label_of(labels, m % base, m / base);
+      const int label = label_of(labels, minibatch, m % base, m / base);
       if (first_col + col == label) value = labels.strength;
     }
     const uint32_t byte = col * sizeof(T);
@@ -25,7 +25,8 @@ __device__ inline void overlay(unsigned char* tile, int tile_rows, int tile_cols
 }
 
 template <Math math>
-__device__ inline void forward_tile(const Params& params, int index, int item, unsigned char* shared, uint32_t* flag) {
+__device__ inline void forward_tile(const Params& params, int index, int minibatch, int item, unsigned char* shared,
+                                    uint32_t* flag) {
   using T = Element<math>;
   const Layer& layer = params.layer[index];
   const int col_tiles = tiles(layer.cols), row_tile = item / col_tiles, col_tile = item % col_tiles;
@@ -36,7 +37,8 @@ __device__ inline void forward_tile(const Params& params, int index, int item, u
 
   float sums[kSums] = {}, squares = 0.f;
   {
-    const Operand<T> x = operand<T>(layer.x, rows, layer.depth), w = operand<T>(layer.weight, layer.cols, layer.depth);
+    const Operand<T> x = operand<T>(input_of<T>(layer, minibatch), rows, layer.depth);
+    const Operand<T> w = operand<T>(layer.weight, layer.cols, layer.depth);
     const uint32_t slabs = shared_address(shared);
     pipeline((layer.depth + kSlab<math> - 1) / kSlab<math>,
              [&](int slot, int step) {
@@ -47,7 +49,7 @@ __device__ inline void forward_tile(const Params& params, int index, int item, u
                const uint32_t tile = slabs + slot * 2 * kTileBytes;
                if (with_labels && step * kSlab<math> < params.labels.num_classes) {
                  overlay<kAlongChunks, T>(shared + slot * 2 * kTileBytes, kTile, kSlab<math>, first_row,
-                                          step * kSlab<math>, rows, params.labels, false);
+                                          step * kSlab<math>, rows, params.labels, minibatch, false);
                }
                if (sums_squares) squares += half_row_squares<T>(tile);
                forward_slab<math>(sums, tile, tile + kTileBytes);
@@ -74,13 +76,14 @@ __device__ inline void forward_tile(const Params& params, int index, int item, u
       q = norm[threadIdx.x];
       if (with_labels) q += params.labels.strength * params.labels.strength;
     } else if (b < rows) {
-      q = row_sqnorm(params, index, b, b);
+      q = row_sqnorm(params, index, minibatch, b, b);
     }
     norm[threadIdx.x] = row_scale(layer, q);
   }
   __syncthreads();
 
   const int four = threadIdx.x % 16, col = first_col + 4 * four, count = min(max(layer.cols - col, 0), 4);
+  const int64_t other_y = minibatch % kInTurn * layer.y_minibatch;
   const bool whole = count == 4 && aligned_for_four(layer.y, layer.y_stride, sizeof(T)) &&
                      aligned_for_four(layer.p, layer.y_stride, sizeof(T));
   float bias[4] = {};
@@ -91,7 +94,7 @@ __device__ inline void forward_tile(const Params& params, int index, int item, u
     }
   }
   const bool drops = drops_output(params, index);
-  const Dropout dropout = drops ? begin_dropout(params, params.layer[index + 1]) : Dropout{};
+  const Dropout dropout = drops ? begin_dropout(params, params.layer[index + 1], minibatch) : Dropout{};
   float column_sums[4] = {};  // of positive rows, for peer normalisation
 #pragma unroll 1
   for (int row = threadIdx.x / 16; row < kTile; row += kEpilogueRows) {
@@ -104,8 +107,8 @@ __device__ inline void forward_tile(const Params& params, int index, int item, u
       float y[4], p[4], share = 0.f, dropped_share = 0.f;
       spread(y, four_sums);
       if (with_labels && b < rows) {
-        const T* column =
-            static_cast<const T*>(layer.weight.data) + label_of(params.labels, b, candidate) * layer.weight.col_stride;
+        const T* column = static_cast<const T*>(layer.weight.data) +
+                          label_of(params.labels, minibatch, b, candidate) * layer.weight.col_stride;
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
           if (j < count) {
@@ -122,18 +125,19 @@ __device__ inline void forward_tile(const Params& params, int index, int item, u
       }
       if (b < rows) {
         const int64_t to = m * layer.y_stride + col;
-        store_four(static_cast<T*>(layer.y) + to, y, count, whole);
+        store_four(static_cast<T*>(layer.y) + other_y + to, y, count, whole);
         if (layer.p) store_four(static_cast<T*>(layer.p) + to, p, count, whole);
-        if (layer.peer_mean && positive_row(params, layer, m)) {
+        if (layer.peer_mean && positive_row(params, layer, minibatch, m)) {
 #pragma unroll
           for (int j = 0; j < 4; ++j) column_sums[j] += y[j];
         }
-        if (drops) dropped_share = drop_four<T>(dropout, params.layer[index + 1].x, m, col, y, count);
+        if (drops)
+          dropped_share = drop_four<T>(dropout, input_of<T>(params.layer[index + 1], minibatch), m, col, y, count);
       }
       share = lanes_sum<16>(share);
       if (drops) dropped_share = lanes_sum<16>(dropped_share);
       if (four == 0 && b < rows) {
-        float* to = params.workspace.partial + static_cast<int64_t>(col_tile) * params.rows + m;
+        float* to = shares_of(params, index) + static_cast<int64_t>(col_tile) * params.rows + m;
         *to = share;
         if (drops) to[static_cast<int64_t>(col_tiles) * params.rows] = dropped_share;
       }
@@ -150,12 +154,12 @@ __device__ inline void forward_tile(const Params& params, int index, int item, u
       for (int i = 0; i < kEpilogueRows; ++i) sum += groups[i * kTile + threadIdx.x];
       peer_columns(params, index).sums[static_cast<int64_t>(row_tile) * layer.cols + n] = sum;
     }
-    if (last_to_arrive(column_counters(params) + col_tile, row_tiles, flag)) {
-      finish_columns(params, index, col_tile, scratch);
+    if (last_to_arrive(column_counters(params, index) + col_tile, row_tiles, flag)) {
+      finish_columns(params, index, minibatch, col_tile, scratch);
     }
   }
-  if (last_to_arrive(row_counters(params) + row_tile, col_tiles, flag)) {
-    finish_rows<math>(params, index, row_tile, scratch, flag);
+  if (last_to_arrive(row_counters(params, index) + row_tile, col_tiles, flag)) {
+    finish_rows<math>(params, index, minibatch, row_tile, scratch, flag);
   }
 }
 

@@ -15,23 +15,26 @@ Two ff_network_step_(const NetworkArguments& network) {
   const size_t count = own.size();
   const Tensor& x = network.x;
   Call call("ff_network_step_", x);
+  if (network.stacked()) call.set_minibatches(x.size(0));
   if (network.labels_pos) set_label_pair(call, x, network.label_pair());
   Problem& problem = call.problem;
+  Minibatches& minibatches = problem.minibatches;
   problem.layers.reserve(count);
   problem.dropout_seed = dropout_seed_of(network, call.spans);
   const bool any_dropout = problem.dropout_seed != nullptr;
+  if (any_dropout) minibatches.dropout_seed = network.dropout_seed->stride(0);
   const int64_t width = width_of(call.dtype);
   bool any_curved = false;
   int64_t widest = 0;
   for (size_t i = 0; i < count; ++i) {
     const NetworkLayer& given = own[i];
-    const int64_t depth = i == 0 ? x.size(1) : problem.layers[i - 1].cols;
+    const int64_t depth = i == 0 ? x.size(x.dim() - 1) : problem.layers[i - 1].cols;
     Layer layer = layer_of(call, depth, given.weight, given.bias, given.normalize, given.eps, given.activation);
     if (i == 0) {
       set_input(call, layer, x);
-      layer.x_sqnorm = call.vector(network.x_sqnorm, "x_sqnorm", problem.rows);
+      layer.x_sqnorm = call.vector(network.x_sqnorm, "x_sqnorm", problem.rows, &layer.x_sqnorm_minibatch);
     }
-    if (network.sign) layer.sign = call.vector(network.sign, "sign", problem.rows);
+    layer.sign = call.vector(network.sign, "sign", problem.rows, &minibatches.sign);
     set_loss(layer, {given.threshold, given.temperature, given.goodness});
     set_optimizer(call, layer, given.weight, given.bias, given.optimizer);
     if (given.peer_mean) {
@@ -49,36 +52,46 @@ Two ff_network_step_(const NetworkArguments& network) {
   STD_TORCH_CHECK(problem.rows > 0, "x: must have at least one row");
   call.spans.check();
 
-  // Stage l writes y of layer l and reads those of layers l - 1 and l - 2: three buffers in turn. Of p the last two are
-  // in use, of the dropped inputs three.
-  const int64_t rows = problem.rows, bytes = rows * widest * width;
+  // A minibatch's y of layer l is written in one stage and read in the next two, its p in the next. Of one minibatch
+  // three buffers in turn do for y and dropped inputs, and two for p. With several, layer l is written again two stages
+  // later, and the next layers meanwhile: each has kInTurn buffers of its own, and a p.
+  const int64_t rows = problem.rows, steps = minibatches.end, bytes = rows * widest * width;
+  const bool several = steps > 1;
+  const auto layers = static_cast<int64_t>(count);
+  const int64_t handed_on = several ? kInTurn * layers : std::min<int64_t>(layers, 3);
   Scratch scratch;
-  std::array<int64_t, 3> y{}, p{}, dropped{};
-  for (size_t i = 0; i < std::min<size_t>(count, 3); ++i) {
-    y[i] = scratch.add(i == 0 ? "y0" : i == 1 ? "y1" : "y2", bytes);
-    if (any_curved && i < 2) p[i] = scratch.add(i == 0 ? "p0" : "p1", bytes);
-    if (any_dropout) dropped[i] = scratch.add(i == 0 ? "dropped0" : i == 1 ? "dropped1" : "dropped2", bytes);
-  }
-  const int64_t sqnorms = scratch.add("dropped_sqnorm", any_dropout ? 4 * rows * static_cast<int64_t>(count) : 0);
-  Tensor totals = call.new_tensor<2>({static_cast<int64_t>(count), rows}, ScalarType::Float);
-  Tensor losses = call.new_tensor<1>({static_cast<int64_t>(count)}, ScalarType::Float);
+  const int64_t y = scratch.add("y", handed_on * bytes);
+  const int64_t p = scratch.add("p", any_curved ? (several ? layers : std::min<int64_t>(layers, 2)) * bytes : 0);
+  const int64_t dropped = scratch.add("dropped", any_dropout ? handed_on * bytes : 0);
+  const int64_t sqnorms = scratch.add("dropped_sqnorm", any_dropout ? 4 * rows * layers : 0);
+  const int64_t to_other = several ? rows * widest : 0;  // elements from one buffer to the other
+  Tensor totals = network.stacked() ? call.new_tensor<3>({steps, layers, rows}, ScalarType::Float)
+                                    : call.new_tensor<2>({layers, rows}, ScalarType::Float);
+  Tensor losses = network.stacked() ? call.new_tensor<2>({steps, layers}, ScalarType::Float)
+                                    : call.new_tensor<1>({layers}, ScalarType::Float);
   auto* total = static_cast<float*>(totals.mutable_data_ptr());
   auto* loss = static_cast<float*>(losses.mutable_data_ptr());
+  minibatches.goodness = layers * rows;
+  minibatches.loss = layers;
   run(call, scratch, [&] {
-    for (size_t i = 0; i < count; ++i) {
+    for (int64_t i = 0; i < layers; ++i) {
       Layer& layer = problem.layers[i];
       const bool curved = layer.activation != Activation::relu;
-      layer.y = scratch.at(y[i % 3]);
-      layer.p = curved ? scratch.at(p[i % 2]) : nullptr;
+      const int64_t place = several ? kInTurn * i : i % 3;
+      layer.y = scratch.at(y + place * bytes);
+      layer.p = curved ? scratch.at(p + (several ? i : i % 2) * bytes) : nullptr;
       layer.y_stride = padded(layer.cols);
+      layer.y_minibatch = to_other;
       layer.gradient_y = {curved ? layer.p : layer.y, layer.y_stride, 1};
       layer.goodness = total + i * rows;
       layer.loss = loss + i;
       if (i == 0) continue;
       const Layer& below = problem.layers[i - 1];
       const bool drops = layer.dropout > 0;
-      layer.x = {drops ? scratch.at(dropped[i % 3]) : below.y, below.y_stride, 1};
+      layer.x = {drops ? scratch.at(dropped + place * bytes) : below.y, below.y_stride, 1};
+      layer.x_minibatch = to_other;
       layer.x_sqnorm = {drops ? reinterpret_cast<float*>(scratch.at(sqnorms)) + i * rows : below.goodness, 1};
+      layer.x_sqnorm_minibatch = drops ? 0 : minibatches.goodness;
     }
   });
   return {totals, losses};

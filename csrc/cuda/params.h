@@ -2,17 +2,20 @@
 // code and tests; nothing here needs the CUDA headers.
 //
 // There is one kernel, compiled once for each kind of arithmetic (Math). It runs the stages [stage_begin, stage_end) of
-// a network of `layers` layers; stage s is
-//     the forward tiles of layer s, where its `forward` is set, or the row terms of layer s, where its `coef` is given;
-//     the update tiles of layer s - 1, where its `update` is set; from its `given_weight`, where that is given,
+// a network of `layers` layers; stage t is
+//     the forward tiles of layer t, where its `forward` is set, or the row terms of layer t, where its `coef` is given;
+//     the update tiles of layer t - 1, where its `update` is set; from its `given_weight`, where that is given,
 // with a barrier over the grid between two stages. So
 //     ff_forward, ff_label_forward     1 layer,  stages [0, 1): forward                    any launch
 //     ff_grad, ff_update_              1 layer,  stages [0, 2): coef and update            cooperative
 //     apply_gradient_                  1 layer,  stages [1, 2): update                     any launch
 //     ff_step_, ff_label_step_         1 layer,  stages [0, 2): forward, loss and update   cooperative
 //     ff_network_step_                 L layers, stages [0, L + 1): the same               cooperative
-// A launch of more than one stage must be cooperative. Where that is not possible, one ordinary launch a stage, with
-// the same parameters but for stage_begin and stage_end, gives the same bits. Any grid gives the same bits.
+// Of S minibatches one starts kBehind stages after the other, and each has the stages above: layer l's weight is
+// updated in the stage before the next minibatch needs it. So S steps of a network are L + 1 + (S - 1) kBehind stages,
+// in which several minibatches are on their way, each in another layer. A launch of more than one stage must be
+// cooperative. Where that is not possible, one ordinary launch a stage, with the same parameters but for stage_begin
+// and stage_end, gives the same bits. Any grid gives the same bits.
 #pragma once
 
 #include <cstdint>
@@ -31,6 +34,8 @@ constexpr int kPipeline = 3;      // loads in flight: stages of shared memory
 constexpr int kMaxLayers = 8;     // a launch; a deeper network takes several, each with the y before it as its x
 constexpr int kRowPad = 16;       // y between layers has a row stride that is a multiple of this many elements
 constexpr int kCandidateMax = 2;  // label arrays (positive and negative)
+constexpr int kBehind = 2;        // stages from one minibatch to the next
+constexpr int kInTurn = 2;  // buffers for what a layer hands on: one is read while the next minibatch's is written
 
 // How products are made. The kernel of each is named in kernel_name().
 enum class Math : int32_t { bf16, fp16, f32, tf32, f32_bf16 };
@@ -70,7 +75,7 @@ struct Optimizer {
   OptimizerKind kind;
   int32_t nesterov;
   const float* lr_tensor;  // (); null: lr
-  float* step;             // (): read by the update, raised by 1 when the launch with the last stage ends
+  float* step;             // (): read by the update, raised by 1 a minibatch when the launch with the last stage ends
   float* slot[2];          // (N, K) contiguous: momentum_buffer (may be null), or exp_avg and exp_avg_sq
   float* bias_slot[2];     // (N,)
   float lr, weight_decay;
@@ -89,7 +94,7 @@ struct Labels {
                         // candidate_stride]
   float strength;       // rounded to x's type
   const int64_t* label[kCandidateMax];
-  int64_t row_stride[kCandidateMax], candidate_stride;
+  int64_t row_stride[kCandidateMax], candidate_stride, minibatch_stride[kCandidateMax];
 };
 
 // One layer. M is Params::rows, B = M / candidates the rows of the first layer's x; K = depth, N = cols.
@@ -100,6 +105,8 @@ struct Layer {
   const void* bias;  // (N,), null: none; updated in place
   int64_t bias_stride;
   Vector x_sqnorm;  // (M,); where not given and needed it is computed. Layer l > 0: goodness of layer l - 1
+  // from one minibatch to the next; of x, where it is not the network's own, to the other buffer
+  int64_t x_minibatch, x_sqnorm_minibatch;
   Normalize normalize;
   Activation activation;
   float eps;
@@ -109,7 +116,8 @@ struct Layer {
   void* y;  // (M, N), rows y_stride apart
   void* p;  // (M, N), likewise: y act'(z); null: not wanted
   int64_t y_stride;
-  float* goodness;  // (M,) contiguous
+  int64_t y_minibatch;  // to the other buffer of y; p has one
+  float* goodness;      // (M,) contiguous
 
   // loss, where `loss` is given: it makes the update's coefficients
   float* loss;                            // ()
@@ -119,6 +127,7 @@ struct Layer {
   // update
   int32_t update;
   int32_t splits;             // of the rows, each a work item; >= 1, and at most ceil(M / kTile)
+  int64_t split_offset;       // where the sums of its parts begin in Workspace::split
   Vector coef;                // (M,): c, where the loss does not make it
   Matrix gradient_y;          // (M, N): y, or p for activations other than relu
   Vector row_term;            // (M,): a
@@ -140,22 +149,31 @@ struct Layer {
 };
 
 // Scratch memory. `words` must be zero before its first use and is left ready for the next launch; the rest may hold
-// anything. One launch at a time may use a workspace. Sizes: see below.
+// anything. One launch at a time may use a workspace. Every layer has its own part of each, since several may be at
+// work on different minibatches. Sizes: see below.
 struct Workspace {
-  uint32_t* words;      // word_count
-  float* partial;       // partial_count: goodness of a row over the columns of a tile
-  float* loss_partial;  // loss_partial_count
-  float* rows;          // row_vector_count
-  float* split;         // split_count
-  float* columns;       // column_count
+  uint32_t* words;                          // word_count
+  float* partial;                           // partial_count: goodness of a row over the columns of a tile
+  float* loss_partial;                      // loss_partial_count
+  float* rows;                              // row_vector_count
+  float* split;                             // split_count
+  float* columns;                           // column_count
+  int32_t row_tiles, weight_tiles, widest;  // the most of any layer: tiles of rows, tiles of the weight; columns
+};
+
+// The minibatches of a launch, and the way from one to the next, in elements.
+struct Minibatches {
+  int32_t begin, end;
+  int64_t sign, goodness, loss, dropout_seed;
 };
 
 struct Params {
   int32_t layers, stage_begin, stage_end;
   int32_t rows;           // M: rows of y; B * candidates with labels
   int32_t positive_rows;  // where a layer has no sign, these come first and the others are negative
+  Minibatches minibatches;
   Labels labels;
-  const int64_t* dropout_seed;  // (1,)
+  const int64_t* dropout_seed;  // (1,) a minibatch
   Workspace workspace;
   Layer layer[kMaxLayers];
 };
@@ -171,22 +189,31 @@ FFKERNELS_EVERYWHERE constexpr int64_t update_items(int64_t cols, int64_t depth,
   return tiles(cols) * tiles(depth) * splits;
 }
 
-// words: two of the barrier, the blocks that left, the row tiles done, one word a layer for the range of fp16; then
-// counters for row tiles, weight tiles, and column tiles, of which a layer has no more than weight tiles.
-constexpr int kBarrierWords = 0, kLeftWord = 2, kDoneWord = 3, kRangeWords = 4, kRowWords = kRangeWords + kMaxLayers;
-constexpr int64_t word_count(int64_t most_rows, int64_t most_weight_tiles) {  // B or M; tiles(cols) * tiles(depth)
-  return kRowWords + tiles(most_rows) + 2 * most_weight_tiles;
+// Of a layer:
+// words: counters for row tiles, weight tiles, and column tiles, of which there are no more than weight tiles.
+FFKERNELS_EVERYWHERE constexpr int64_t counter_count(int64_t row_tiles, int64_t weight_tiles) {
+  return row_tiles + 2 * weight_tiles;
 }
 // Of y, and with dropout of the next layer's x.
-constexpr int64_t partial_count(int64_t rows, int64_t widest) { return 2 * rows * tiles(widest); }
-constexpr int64_t loss_partial_count(int64_t most_rows) { return tiles(most_rows); }
-// For each parity of the layer's index kRowVectors vectors of M floats; then the computed x_sqnorm of the first layer.
-constexpr int kRowVectors = 4;
-constexpr int64_t row_vector_count(int64_t rows) { return (2 * kRowVectors + 1) * rows; }
+FFKERNELS_EVERYWHERE constexpr int64_t partial_count(int64_t rows, int64_t widest) { return 2 * rows * tiles(widest); }
+constexpr int kRowVectors = 4;  // of M floats
 // The sums of a split weight tile and of its bias; only layers with splits > 1 count.
-constexpr int64_t split_count(int64_t most_update_items) { return most_update_items * (kTile * kTile + kTile); }
-// Peer normalisation: for each parity of the layer's index the column terms d and the new means; then the sums of y's
-// columns over the positive rows of each row tile. 0 without peers.
-FFKERNELS_EVERYWHERE constexpr int64_t column_count(int64_t rows, int64_t widest) { return (4 + tiles(rows)) * widest; }
+constexpr int kSplitFloats = kTile * kTile + kTile;
+// Peer normalisation: the column terms d and the new means; then the sums of y's columns over the positive rows of each
+// row tile. Not there without peers.
+FFKERNELS_EVERYWHERE constexpr int64_t column_count(int64_t row_tiles, int64_t widest) {
+  return (2 + row_tiles) * widest;
+}
+
+// Of all layers:
+// words: two of the barrier, the blocks that left, for each layer the row tiles done and a word for the range of fp16
+// of one minibatch and of the next; then the layers' counters.
+constexpr int kBarrierWords = 0, kLeftWord = 2, kDoneWords = 3, kRangeWords = kDoneWords + kMaxLayers,
+              kRowWords = kRangeWords + kInTurn * kMaxLayers;
+constexpr int64_t word_count(int64_t layers, int64_t row_tiles, int64_t weight_tiles) {
+  return kRowWords + layers * counter_count(row_tiles, weight_tiles);
+}
+// The layers' vectors; then the computed x_sqnorm of the first layer.
+constexpr int64_t row_vector_count(int64_t layers, int64_t rows) { return (layers * kRowVectors + 1) * rows; }
 
 }  // namespace ffkernels::cuda

@@ -10,16 +10,26 @@ namespace {
 struct Part {
   Math math;
   Params params{};
-  int32_t stages = 0;
+  bool updates = false;
 
+  int32_t steps() const { return params.minibatches.end - params.minibatches.begin; }
+  int32_t stages() const { return params.layers + (updates ? 1 : 0) + kBehind * (steps() - 1); }
   int64_t items(int32_t stage) const {
     int64_t items = 0;
-    if (stage < params.layers) {
+    for (int32_t step = 0; step < steps(); ++step) items += items_of_one(stage - kBehind * step);
+    return items;
+  }
+
+ private:
+  int64_t items_of_one(
+      int32_t stage) const {  // of a minibatch in its own stage; none before the first, or behind the last
+    int64_t items = 0;
+    if (stage >= 0 && stage < params.layers) {
       const Layer& layer = params.layer[stage];
       const int64_t rows = stage == 0 ? params.rows / params.labels.candidates : params.rows;
       items += layer.forward ? forward_items(rows, layer.cols) : layer.coef.data != nullptr ? tiles(rows) : 0;
     }
-    if (stage > 0 && params.layer[stage - 1].update) {
+    if (stage > 0 && stage <= params.layers && params.layer[stage - 1].update) {
       const Layer& layer = params.layer[stage - 1];
       items += update_items(layer.cols, layer.depth, layer.splits);
     }
@@ -40,6 +50,7 @@ Part take_part(const Problem& problem, size_t& begin) {
   Params& params = part.params;
   params.rows = problem.rows;
   params.positive_rows = problem.positive_rows;
+  params.minibatches = problem.minibatches;
   params.labels = problem.labels;
   if (begin > 0) {
     params.labels = Labels{};
@@ -55,9 +66,7 @@ Part take_part(const Problem& problem, size_t& begin) {
     neighbour.forward = neighbour.update = 0;
     neighbour.coef = {};
   }
-  bool updates = false;
-  for (size_t i = 0; i < count; ++i) updates |= params.layer[i].update != 0;
-  part.stages = updates ? params.layers + 1 : params.layers;
+  for (size_t i = 0; i < count; ++i) part.updates |= params.layer[i].update != 0;
   begin += count;
   return part;
 }
@@ -84,6 +93,7 @@ std::string describe(const Problem& problem) {
   if (problem.rows > 0) text += std::to_string(problem.base_rows()) + " x ";
   if (!problem.layers.empty()) text += std::to_string(problem.layers[0].depth);
   for (const Layer& layer : problem.layers) text += " -> " + std::to_string(layer.cols);
+  if (problem.minibatches.end > 1) text += ", " + std::to_string(problem.minibatches.end) + " minibatches";
   return text;
 }
 
@@ -92,6 +102,7 @@ void set_splits(Problem& problem, const Device& device) {
     throw std::runtime_error("the CUDA kernels need a GPU of compute capability 8.0 or newer, this one has " +
                              std::to_string(device.capability / 10) + "." + std::to_string(device.capability % 10));
   }
+  int64_t split_floats = 0;
   for (size_t i = 0; i < problem.layers.size(); ++i) {
     Layer& layer = problem.layers[i];
     const Math math = problem.maths[i];
@@ -107,43 +118,59 @@ void set_splits(Problem& problem, const Device& device) {
     }
     layer.splits = choose_splits(tiles(problem.rows_of(i)), update_items(layer.cols, layer.depth, 1), forward_steps,
                                  device.capacity(math));
+    layer.split_offset = split_floats;
+    if (layer.splits > 1) split_floats += update_items(layer.cols, layer.depth, layer.splits) * kSplitFloats;
   }
 }
 
 WorkspaceSizes workspace_sizes(const Problem& problem) {
-  int64_t widest = 0, weight_tiles = 0, split_items = 0, most_rows = 0;
+  int64_t widest = 0, weight_tiles = 0, split = 0, row_tiles = 0;
+  const auto layers = static_cast<int64_t>(problem.layers.size());
   bool peers = false;
   for (size_t i = 0; i < problem.layers.size(); ++i) {
     const Layer& layer = problem.layers[i];
     widest = std::max<int64_t>(widest, layer.cols);
     weight_tiles = std::max(weight_tiles, update_items(layer.cols, layer.depth, 1));
-    most_rows = std::max(most_rows, problem.rows_of(i));
+    row_tiles = std::max(row_tiles, tiles(problem.rows_of(i)));
     peers |= layer.peer_mean != nullptr;
-    if (layer.splits > 1) split_items = std::max(split_items, update_items(layer.cols, layer.depth, layer.splits));
+    if (layer.splits > 1) split += update_items(layer.cols, layer.depth, layer.splits) * kSplitFloats;
   }
-  return {word_count(most_rows, weight_tiles),
-          partial_count(problem.rows, widest),
-          loss_partial_count(most_rows),
-          row_vector_count(problem.rows),
-          split_count(split_items),
-          peers ? column_count(problem.rows, widest) : 0};
+  return {word_count(layers, row_tiles, weight_tiles),
+          layers * partial_count(problem.rows, widest),
+          layers * row_tiles,
+          row_vector_count(layers, problem.rows),
+          split,
+          peers ? layers * column_count(row_tiles, widest) : 0,
+          static_cast<int32_t>(row_tiles),
+          static_cast<int32_t>(weight_tiles),
+          static_cast<int32_t>(widest)};
 }
 
 std::vector<Launch> plan(const Problem& problem, const Workspace& workspace, const Device& device) {
-  std::vector<Launch> launches;
+  std::vector<Part> parts;
   for (size_t begin = 0; begin < problem.layers.size();) {
-    Part part = take_part(problem, begin);
-    part.params.workspace = workspace;
-    int32_t first = 0;
-    while (first + 1 < part.stages && part.items(first) == 0) ++first;
-    for (int32_t stage = first; stage < part.stages;) {
-      const int32_t end = device.cooperative ? part.stages : stage + 1;
-      int64_t items = 1;
-      for (int32_t s = stage; s < end; ++s) items = std::max(items, part.items(s));
-      part.params.stage_begin = stage;
-      part.params.stage_end = end;
-      launches.push_back({part.math, std::min(items, device.capacity(part.math)), end - stage > 1, part.params});
-      stage = end;
+    parts.push_back(take_part(problem, begin));
+    parts.back().params.workspace = workspace;
+  }
+  // Minibatches overlap where one launch has all layers.
+  const int32_t all = problem.minibatches.end, together = parts.size() == 1 ? all : 1;
+  std::vector<Launch> launches;
+  for (int32_t minibatch = 0; minibatch < all; minibatch += together) {
+    for (Part& part : parts) {
+      part.params.minibatches.begin = minibatch;
+      part.params.minibatches.end = minibatch + together;
+      const int32_t stages = part.stages();
+      int32_t first = 0;
+      while (first + 1 < stages && part.items(first) == 0) ++first;
+      for (int32_t stage = first; stage < stages;) {
+        const int32_t end = device.cooperative ? stages : stage + 1;
+        int64_t items = 1;
+        for (int32_t s = stage; s < end; ++s) items = std::max(items, part.items(s));
+        part.params.stage_begin = stage;
+        part.params.stage_end = end;
+        launches.push_back({part.math, std::min(items, device.capacity(part.math)), end - stage > 1, part.params});
+        stage = end;
+      }
     }
   }
   return launches;

@@ -25,6 +25,7 @@ struct Problem {
   const char* op = "";
   int32_t rows = 0;           // of y
   int32_t positive_rows = 0;  // see Params
+  Minibatches minibatches{0, 1, 0, 0, 0, 0};
   Labels labels{};
   const int64_t* dropout_seed = nullptr;
   std::vector<Layer> layers;
@@ -34,9 +35,10 @@ struct Problem {
   int64_t rows_of(size_t layer) const { return layer == 0 ? base_rows() : rows; }  // of the layer's x
 };
 
-// Elements of each buffer of a Workspace.
+// Elements of each buffer of a Workspace, and the numbers that stand in it.
 struct WorkspaceSizes {
   int64_t words, partial, loss_partial, rows, split, columns;
+  int32_t row_tiles, weight_tiles, widest;
 };
 
 struct Launch {
@@ -53,13 +55,15 @@ int32_t choose_splits(int64_t row_tiles, int64_t weight_tiles, int64_t forward_s
 // "ff_step_ of 128 x 784 -> 500", for messages.
 std::string describe(const Problem& problem);
 
-// Sets the splits of every layer. Raises where the device cannot run the kernels.
+// Sets the splits of every layer: those of one minibatch, however many there are, so that their number changes no bit.
+// Raises where the device cannot run the kernels.
 void set_splits(Problem& problem, const Device& device);
 
 WorkspaceSizes workspace_sizes(const Problem& problem);
 
-// One launch, from the first stage with work on; several of a network with more than kMaxLayers layers or with layers
-// of different precision. Where the device has no cooperative launch, one a stage: the same bits, for more time.
+// One launch, from the first stage with work on; several, and these for each minibatch, of a network with more than
+// kMaxLayers layers or with layers of different precision. Where the device has no cooperative launch, one a stage: the
+// same bits, for more time.
 std::vector<Launch> plan(const Problem& problem, const Workspace& workspace, const Device& device);
 
 }  // namespace ffkernels::cuda

@@ -6,41 +6,37 @@
 
 namespace ffkernels::cuda {
 
-// Counters of the blocks that are done with a tile.
-__device__ inline uint32_t* row_counters(const Params& params) { return params.workspace.words + kRowWords; }
-__device__ inline uint32_t* weight_counters(const Params& params) {
-  return row_counters(params) + tiles(params.layers > 1 ? params.rows : params.rows / params.labels.candidates);
+// Counters of the blocks that are done with a tile of the layer.
+__device__ inline uint32_t* row_counters(const Params& params, int index) {
+  const Workspace& own = params.workspace;
+  return own.words + kRowWords + index * counter_count(own.row_tiles, own.weight_tiles);
 }
-__device__ inline uint32_t* column_counters(const Params& params) {
-  int64_t most = 0;
-  for (int i = 0; i < params.layers; ++i) most = max(most, tiles(params.layer[i].cols) * tiles(params.layer[i].depth));
-  return weight_counters(params) + most;
+__device__ inline uint32_t* weight_counters(const Params& params, int index) {
+  return row_counters(params, index) + params.workspace.row_tiles;
+}
+__device__ inline uint32_t* column_counters(const Params& params, int index) {
+  return weight_counters(params, index) + params.workspace.weight_tiles;
 }
 
 // Vectors of M floats that a layer's rows leave for its update: u = 2 c r, 2 c, r, a.
 enum RowVector { kScale, kCoef, kNorm, kTerm };
 
 __device__ inline float* row_vector(const Params& params, int index, RowVector which) {
-  return params.workspace.rows + static_cast<int64_t>(index % 2 * kRowVectors + which) * params.rows;
+  return params.workspace.rows + static_cast<int64_t>(index * kRowVectors + which) * params.rows;
 }
 // The squared norms of the first layer's x where they are computed.
 __device__ inline float* computed_sqnorm(const Params& params) {
-  return params.workspace.rows + static_cast<int64_t>(2 * kRowVectors) * params.rows;
+  return params.workspace.rows + static_cast<int64_t>(params.layers * kRowVectors) * params.rows;
 }
 
-__device__ inline int widest(const Params& params) {
-  int cols = 0;
-  for (int i = 0; i < params.layers; ++i) cols = max(cols, params.layer[i].cols);
-  return cols;
-}
 // What peer normalisation leaves for a layer's update, (N,) each: d and the new mean; and the sums by row tile.
 struct PeerColumns {
   float *term, *mean, *sums;
 };
 __device__ inline PeerColumns peer_columns(const Params& params, int index) {
-  const int64_t pitch = widest(params);
-  float* columns = params.workspace.columns;
-  return {columns + index % 2 * 2 * pitch, columns + (index % 2 * 2 + 1) * pitch, columns + 4 * pitch};
+  const Workspace& own = params.workspace;
+  float* columns = own.columns + index * column_count(own.row_tiles, own.widest);
+  return {columns, columns + own.widest, columns + 2 * own.widest};
 }
 __device__ inline bool has_row_term(const Layer& layer) { return layer.row_term.data || layer.peer_mean; }
 
@@ -53,23 +49,35 @@ __device__ inline int result_row(const Labels& labels, int rows, int b, int c) {
   return labels.separate ? c * rows + b : b * labels.candidates + c;
 }
 // Within range, whatever the tensor holds: nobody has looked at its values, and no access may leave the weight.
-__device__ inline int label_of(const Labels& labels, int b, int c) {
-  const int64_t at =
-      labels.separate ? b * labels.row_stride[c] : b * labels.row_stride[0] + c * labels.candidate_stride;
-  const int64_t label = labels.label[labels.separate ? c : 0][at];
+__device__ inline int label_of(const Labels& labels, int minibatch, int b, int c) {
+  const int array = labels.separate ? c : 0;
+  const int64_t at = minibatch * labels.minibatch_stride[array] + b * labels.row_stride[array] +
+                     (labels.separate ? 0 : c * labels.candidate_stride);
+  const int64_t label = labels.label[array][at];
   return static_cast<int>(label < 0 ? 0 : label < labels.num_classes ? label : labels.num_classes - 1);
 }
 
-__device__ inline float row_sqnorm(const Params& params, int index, int m, int base_row) {
+// x (or y) of a minibatch: of the network's own x there are as many as minibatches, of what layers hand on kInTurn.
+template <typename T>
+__device__ inline Matrix of_minibatch(Matrix m, int64_t stride, int turn) {
+  m.data = static_cast<const T*>(m.data) + turn * stride;
+  return m;
+}
+template <typename T>
+__device__ inline Matrix input_of(const Layer& layer, int minibatch) {
+  return of_minibatch<T>(layer.x, layer.x_minibatch, layer.layer_index == 0 ? minibatch : minibatch % kInTurn);
+}
+
+__device__ inline float row_sqnorm(const Params& params, int index, int minibatch, int m, int base_row) {
   const Layer& layer = params.layer[index];
   if (layer.normalize == Normalize::none) return 0.f;
-  if (layer.x_sqnorm.data) return at(layer.x_sqnorm, m);
+  if (layer.x_sqnorm.data) return at(layer.x_sqnorm, m, minibatch * layer.x_sqnorm_minibatch);
   const float q = computed_sqnorm(params)[base_row];
   return labelled(params, index) ? q + params.labels.strength * params.labels.strength : q;
 }
 
-__device__ inline bool positive_row(const Params& params, const Layer& layer, int m) {
-  return layer.sign.data ? at(layer.sign, m) > 0.f : m < params.positive_rows;
+__device__ inline bool positive_row(const Params& params, const Layer& layer, int minibatch, int m) {
+  return layer.sign.data ? at(layer.sign, m, minibatch * params.minibatches.sign) > 0.f : m < params.positive_rows;
 }
 
 // Leaves row m's terms for the update; returns how large its coefficients are.
@@ -86,13 +94,17 @@ __device__ inline float leave_row_terms(const Params& params, int index, int m, 
   return fmaxf(fabsf(2.f * c), fabsf(a));
 }
 
-// fp16 has a short range: the update multiplies all coefficients by a power of two that brings the largest below 1.
-__device__ inline void leave_range(const Params& params, int index, float largest) {
-  const uint32_t bits = __reduce_max_sync(0xffffffffu, __float_as_uint(largest));
-  if (threadIdx.x % 32 == 0) atomicMax(params.workspace.words + kRangeWords + index, bits);
+// fp16 has a short range: the update multiplies all coefficients by a power of two that brings the largest below 1. The
+// next minibatch has another word: when it writes there, this one's has been read.
+__device__ inline uint32_t* range_word(const Params& params, int index, int minibatch) {
+  return params.workspace.words + kRangeWords + kInTurn * index + minibatch % kInTurn;
 }
-__device__ inline float range_factor(const Params& params, int index) {
-  const uint32_t bits = params.workspace.words[kRangeWords + index];
+__device__ inline void leave_range(const Params& params, int index, int minibatch, float largest) {
+  const uint32_t bits = __reduce_max_sync(0xffffffffu, __float_as_uint(largest));
+  if (threadIdx.x % 32 == 0) atomicMax(range_word(params, index, minibatch), bits);
+}
+__device__ inline float range_factor(const Params& params, int index, int minibatch) {
+  const uint32_t bits = *range_word(params, index, minibatch);
   if (bits == 0 || bits >= 0x7f800000u) return 1.f;
   const int exponent = min(max(static_cast<int>(bits >> 23) - 126, -125), 126);
   return __uint_as_float(static_cast<uint32_t>(127 - exponent) << 23);
@@ -103,9 +115,13 @@ __device__ inline bool drops_output(const Params& params, int index) {
   return index + 1 < kMaxLayers && params.layer[index + 1].dropout > 0.0;
 }
 
+// The shares of a layer's rows in the goodness, (column tiles, M); behind them those of its dropped outputs.
+__device__ inline float* shares_of(const Params& params, int index) {
+  return params.workspace.partial + index * partial_count(params.rows, params.workspace.widest);
+}
 // The sum of a row's shares in the column tiles.
-__device__ inline float row_sum(const Params& params, int first, int count, int m) {
-  const float* share = params.workspace.partial + static_cast<int64_t>(first) * params.rows + m;
+__device__ inline float row_sum(const Params& params, int index, int first, int count, int m) {
+  const float* share = shares_of(params, index) + static_cast<int64_t>(first) * params.rows + m;
   float sum = 0.f;
   for (int i = 0; i < count; ++i) sum += share[static_cast<int64_t>(i) * params.rows];
   return sum;
@@ -113,7 +129,8 @@ __device__ inline float row_sum(const Params& params, int first, int count, int 
 
 // Rows of one tile, once all their columns are there: goodness, loss, and the terms for the update.
 template <Math math>
-__device__ inline void finish_rows(const Params& params, int index, int row_tile, float* scratch, uint32_t* flag) {
+__device__ inline void finish_rows(const Params& params, int index, int minibatch, int row_tile, float* scratch,
+                                   uint32_t* flag) {
   const Layer& layer = params.layer[index];
   const int candidates = candidates_of(params, index), rows = params.rows / candidates, parts = tiles(layer.cols);
   float loss = 0.f, largest = 0.f;
@@ -121,41 +138,44 @@ __device__ inline void finish_rows(const Params& params, int index, int row_tile
     const int b = row_tile * kTile + i % kTile, candidate = i / kTile;
     if (b >= rows) continue;
     const int m = candidates > 1 ? result_row(params.labels, rows, b, candidate) : b;
-    const float goodness = row_sum(params, 0, parts, m);
-    layer.goodness[m] = goodness;
-    if (drops_output(params, index)) {
+    const float goodness = row_sum(params, index, 0, parts, m);
+    layer.goodness[minibatch * params.minibatches.goodness + m] = goodness;
+    if (drops_output(params, index)) {  // which has one vector for all minibatches
       const Vector& to = params.layer[index + 1].x_sqnorm;
-      const_cast<float*>(to.data)[m * to.stride] = row_sum(params, parts, parts, m);
+      const_cast<float*>(to.data)[m * to.stride] = row_sum(params, index, parts, parts, m);
     }
     if (!layer.loss) continue;
-    const bool positive = positive_row(params, layer, m);
+    const bool positive = positive_row(params, layer, minibatch, m);
     const RowLoss own = row_loss(layer, goodness, positive ? 1.f : -1.f, params.rows);
     loss += own.loss;
-    const float q = row_sqnorm(params, index, m, b);
+    const float q = row_sqnorm(params, index, minibatch, m, b);
     largest = fmaxf(largest, leave_row_terms(params, index, m, positive, own.coef, q));
   }
   if (!layer.loss) return;
-  if constexpr (math == Math::fp16) leave_range(params, index, largest);
+  if constexpr (math == Math::fp16) leave_range(params, index, minibatch, largest);
   const int row_tiles = tiles(rows);
   loss = block_sum(loss, scratch);
-  float* partial = params.workspace.loss_partial;
+  float* partial = params.workspace.loss_partial + index * params.workspace.row_tiles;
   if (threadIdx.x == 0) partial[row_tile] = loss;
-  if (!last_to_arrive(params.workspace.words + kDoneWord, row_tiles, flag)) return;
+  if (!last_to_arrive(params.workspace.words + kDoneWords + index, row_tiles, flag)) return;
+  if (math == Math::fp16 && threadIdx.x == 0) *range_word(params, index, minibatch + 1) = 0;
   loss = 0.f;
   for (int i = threadIdx.x; i < row_tiles; i += kThreads) loss += partial[i];
   loss = block_sum(loss, scratch);
-  if (threadIdx.x == 0) *layer.loss = loss / static_cast<float>(params.rows);
+  if (threadIdx.x == 0) {
+    layer.loss[minibatch * params.minibatches.loss] = loss / static_cast<float>(params.rows);
+  }
 }
 
 // Columns of one tile, once all their rows are there: d = lambda (m - mean(m)) of peer normalisation, and the new m.
-__device__ inline void finish_columns(const Params& params, int index, int col_tile, float* scratch) {
+__device__ inline void finish_columns(const Params& params, int index, int minibatch, int col_tile, float* scratch) {
   const Layer& layer = params.layer[index];
   const PeerColumns columns = peer_columns(params, index);
   const int rows = params.rows / candidates_of(params, index), row_tiles = tiles(rows);
   float sum = 0.f, count = 0.f;
   for (int n = threadIdx.x; n < layer.cols; n += kThreads) sum += layer.peer_mean[n];
   const float mean = block_sum(sum, scratch) / static_cast<float>(layer.cols);
-  for (int m = threadIdx.x; m < rows; m += kThreads) count += positive_row(params, layer, m) ? 1.f : 0.f;
+  for (int m = threadIdx.x; m < rows; m += kThreads) count += positive_row(params, layer, minibatch, m) ? 1.f : 0.f;
   count = block_sum(count, scratch);
   const int n = col_tile * kTile + static_cast<int>(threadIdx.x);
   if (threadIdx.x >= kTile || n >= layer.cols) return;
@@ -166,7 +186,7 @@ __device__ inline void finish_columns(const Params& params, int index, int col_t
   columns.mean[n] = count > 0.f ? 0.9f * own + 0.1f * (sum / count) : own;
 }
 
-// Rows of one tile where the coefficients are given.
+// Rows of one tile where the coefficients are given: of the one minibatch there is.
 template <Math math>
 __device__ inline void given_rows(const Params& params, int index, int row_tile) {
   using T = Element<math>;
@@ -189,9 +209,9 @@ __device__ inline void given_rows(const Params& params, int index, int row_tile)
   float largest = 0.f;
   const int m = first + static_cast<int>(threadIdx.x);
   if (threadIdx.x < kTile && m < params.rows) {
-    largest = leave_row_terms(params, index, m, false, at(layer.coef, m), row_sqnorm(params, index, m, m));
+    largest = leave_row_terms(params, index, m, false, at(layer.coef, m), row_sqnorm(params, index, 0, m, m));
   }
-  if constexpr (math == Math::fp16) leave_range(params, index, largest);
+  if constexpr (math == Math::fp16) leave_range(params, index, 0, largest);
 }
 
 }  // namespace ffkernels::cuda

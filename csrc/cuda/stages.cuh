@@ -1,4 +1,4 @@
-// The kernel: the stages of a network's training step in one launch (params.h says which). No value depends on which
+// The kernel: the stages of a network's training steps in one launch (params.h says which). No value depends on which
 // block does what, so any grid gives the same bits.
 #pragma once
 
@@ -10,42 +10,56 @@ template <Math math>
 __device__ inline void run_stages(const Params& params) {
   extern __shared__ __align__(256) unsigned char shared[];
   uint32_t* flag = reinterpret_cast<uint32_t*>(shared + shared_bytes(math) - 16);
+  const Minibatches& minibatches = params.minibatches;
+  const int steps = minibatches.end - minibatches.begin;
   for (int stage = params.stage_begin; stage < params.stage_end; ++stage) {
     if (stage > params.stage_begin) grid_barrier(params.workspace.words + kBarrierWords + stage % 2);
-    int forward = 0, update = 0;
-    bool given = false;
-    if (stage < params.layers) {
-      const Layer& layer = params.layer[stage];
-      const int row_tiles = tiles(params.rows / candidates_of(params, stage));
-      given = layer.coef.data != nullptr;
-      forward = layer.forward ? row_tiles * static_cast<int>(tiles(layer.cols)) : given ? row_tiles : 0;
-    }
-    if (stage > 0 && params.layer[stage - 1].update) {
-      const Layer& layer = params.layer[stage - 1];
-      update = static_cast<int>(update_items(layer.cols, layer.depth, layer.splits));
-    }
-    for (int item = blockIdx.x; item < forward + update; item += gridDim.x) {
-      __syncthreads();  // the item before is done with shared memory
-      if (item >= forward) {
-        const Layer& layer = params.layer[stage - 1];
-        if (layer.given_weight) {
-          apply_tile<Element<math>>(layer, item - forward);
-        } else {
-          update_tile<math>(params, stage - 1, item - forward, shared, flag);
-        }
-      } else if (given) {
-        given_rows<math>(params, stage, item);
-      } else {
-        forward_tile<math>(params, stage, item, shared, flag);
+    // The minibatches that are on their way, the first one in the highest layer; their items are dealt to the blocks
+    // one after the other.
+    const int last = min(steps - 1, stage / kBehind);
+    int next = blockIdx.x;
+#pragma unroll 1
+    for (int turn = max(0, (stage - params.layers + kBehind - 1) / kBehind); turn <= last; ++turn) {
+      const int index = stage - kBehind * turn, minibatch = minibatches.begin + turn;
+      int forward = 0, update = 0;
+      bool given = false;
+      if (index < params.layers) {
+        const Layer& layer = params.layer[index];
+        const int row_tiles = tiles(params.rows / candidates_of(params, index));
+        given = layer.coef.data != nullptr;
+        forward = layer.forward ? row_tiles * static_cast<int>(tiles(layer.cols)) : given ? row_tiles : 0;
       }
+      if (index > 0 && params.layer[index - 1].update) {
+        const Layer& layer = params.layer[index - 1];
+        update = static_cast<int>(update_items(layer.cols, layer.depth, layer.splits));
+      }
+      for (; next < forward + update; next += gridDim.x) {
+        __syncthreads();  // the item before is done with shared memory
+        if (next >= forward) {
+          const Layer& layer = params.layer[index - 1];
+          if (layer.given_weight) {
+            apply_tile<Element<math>>(layer, next - forward);
+          } else {
+            update_tile<math>(params, index - 1, minibatch, next - forward, shared, flag);
+          }
+        } else if (given) {
+          given_rows<math>(params, index, next);
+        } else {
+          forward_tile<math>(params, index, minibatch, next, shared, flag);
+        }
+      }
+      next -= forward + update;
     }
   }
   // The update reads the step counts until the last block is done.
-  if (params.stage_end <= params.layers) return;
+  if (params.stage_end <= params.layers + kBehind * (steps - 1)) return;
   if (last_to_arrive(params.workspace.words + kLeftWord, gridDim.x, flag) && threadIdx.x < params.layers) {
     const Layer& layer = params.layer[threadIdx.x];
-    if (layer.update && layer.optimizer.kind != OptimizerKind::store) *layer.optimizer.step += 1.f;
-    params.workspace.words[kRangeWords + threadIdx.x] = 0;
+    if (layer.update && layer.optimizer.kind != OptimizerKind::store) {
+      *layer.optimizer.step += static_cast<float>(steps);
+    }
+#pragma unroll
+    for (int i = 0; i < kInTurn; ++i) params.workspace.words[kRangeWords + kInTurn * threadIdx.x + i] = 0;
   }
 }
 

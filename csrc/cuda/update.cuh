@@ -54,7 +54,8 @@ __device__ inline void optimize_bias(const Layer& layer, const OptimizerStep& st
 }
 
 template <Math math>
-__device__ inline void update_tile(const Params& params, int index, int item, unsigned char* shared, uint32_t* flag) {
+__device__ inline void update_tile(const Params& params, int index, int minibatch, int item, unsigned char* shared,
+                                   uint32_t* flag) {
   using T = Element<math>;
   constexpr int kChunks = kAcrossChunks<math>;
   const Layer& layer = params.layer[index];
@@ -70,7 +71,7 @@ __device__ inline void update_tile(const Params& params, int index, int item, un
   const int begin = min(split * part, rows), end = min(begin + part, rows);
   const bool with_bias =
       k0 == 0 && (layer.optimizer.kind == OptimizerKind::store ? layer.grad_bias : layer.bias) != nullptr;
-  const float range = math == Math::fp16 ? range_factor(params, index) : 1.f;
+  const float range = math == Math::fp16 ? range_factor(params, index, minibatch) : 1.f;
   const bool has_term = has_row_term(layer);
   const Vector term_columns = layer.peer_mean ? Vector{peer_columns(params, index).term, 1} : layer.col_term;
   const float* vectors = row_vector(params, index, kScale);
@@ -78,7 +79,10 @@ __device__ inline void update_tile(const Params& params, int index, int item, un
   float sums[kSums] = {};
   float2 bias = {}, term = {};  // sum_m 2 c_m y[m, n] and sum_m a_m r_m x[m, k]
   {
-    Operand<T> y = operand<T>(layer.gradient_y, end, layer.cols), x = operand<T>(layer.x, end, layer.depth);
+    const int64_t y_minibatch = layer.gradient_y.data == layer.p ? 0 : layer.y_minibatch;  // p has one buffer
+    const Matrix y_of = of_minibatch<T>(layer.gradient_y, y_minibatch, minibatch % kInTurn);
+    Operand<T> y = operand<T>(y_of, end, layer.cols);
+    Operand<T> x = operand<T>(input_of<T>(layer, minibatch), end, layer.depth);
     if (paired) {
       y.paired = x.paired = true;
       y.apart = base;
@@ -106,7 +110,7 @@ __device__ inline void update_tile(const Params& params, int index, int item, un
                const uint32_t tile_y = slabs + slot * 2 * kTileBytes;
                if (with_labels) {
                  overlay<kChunks, T>(shared + (slot * 2 + 1) * kTileBytes, kSlab<math>, kTile, m, k0, params.rows,
-                                     params.labels, true);
+                                     params.labels, minibatch, true);
                }
                const int left = end - m;
                const int64_t pitch = params.rows;
@@ -149,9 +153,9 @@ __device__ inline void update_tile(const Params& params, int index, int item, un
   }
 
   const int four = threadIdx.x % 16, col = k0 + 4 * four, count = min(max(layer.depth - col, 0), 4);
-  constexpr int kSplitFloats = kTile * kTile + kTile;
-  float* own_split = params.workspace.split + static_cast<int64_t>(item) * kSplitFloats;
-  const float* first_split = params.workspace.split + static_cast<int64_t>(item - split) * kSplitFloats;
+  float* layer_split = params.workspace.split + layer.split_offset;
+  float* own_split = layer_split + static_cast<int64_t>(item) * kSplitFloats;
+  const float* first_split = layer_split + static_cast<int64_t>(item - split) * kSplitFloats;
   const float inverse_range = 1.f / range;
   const auto staged_gradient = [&](float (&gradient)[4], int row) {
     spread(gradient, staged_four(stage, row, four));
@@ -171,13 +175,13 @@ __device__ inline void update_tile(const Params& params, int index, int item, un
       store_four(own_split + row * kTile + 4 * four, gradient, 4, true);
     }
     if (owns_bias) own_split[kTile * kTile + threadIdx.x] = bias_gradient;
-    if (!last_to_arrive(weight_counters(params) + tile, splits, flag)) return;
+    if (!last_to_arrive(weight_counters(params, index) + tile, splits, flag)) return;
     if (owns_bias) {
       bias_gradient = 0.f;
       for (int s = 0; s < splits; ++s) bias_gradient += first_split[s * kSplitFloats + kTile * kTile + threadIdx.x];
     }
   }
-  const OptimizerStep step = begin_step(layer.optimizer);
+  const OptimizerStep step = begin_step(layer.optimizer, minibatch - params.minibatches.begin);
   const bool whole = count == 4 && fours_aligned<T>(layer);
 #pragma unroll 1
   for (int row = threadIdx.x / 16; row < kTile; row += kEpilogueRows) {

@@ -92,7 +92,7 @@ __device__ inline void store_four(T* p, const float (&v)[4], int count, bool who
 
 // -- rows
 
-__device__ inline float at(const Vector& v, int64_t i) { return v.data[i * v.stride]; }
+__device__ inline float at(const Vector& v, int64_t i, int64_t offset = 0) { return v.data[offset + i * v.stride]; }
 
 // r = 1 / (sqrt(q / D) + eps)
 __device__ inline float row_scale(const Layer& layer, float q) {
@@ -146,9 +146,10 @@ struct OptimizerStep {
   bool first;                                     // sgd: the momentum buffer is the gradient itself
 };
 
-__device__ inline OptimizerStep begin_step(const Optimizer& o) {
+// `before`: steps of the same launch, which the count in memory does not hold yet.
+__device__ inline OptimizerStep begin_step(const Optimizer& o, int before = 0) {
   if (o.kind == OptimizerKind::store) return {};
-  const float lr = o.lr_tensor ? *o.lr_tensor : o.lr, step = *o.step;
+  const float lr = o.lr_tensor ? *o.lr_tensor : o.lr, step = *o.step + static_cast<float>(before);
   const float t = step + 1.f;
   // 1 - beta^t, which would cancel for small t
   return {lr, lr / -expm1f(t * o.log_beta1), rsqrtf(-expm1f(t * o.log_beta2)), step == 0.f};

@@ -38,16 +38,22 @@ def tiles(n: int) -> int:
     return -(-n // TILE)
 
 
-def matrix(t, stride=None):
-    bare = t.tensor if isinstance(t, (In, Out)) else t
-    return {"data": t, "row_stride": bare.stride(0), "col_stride": bare.stride(1)}
+def bare(t):
+    return t.tensor if isinstance(t, (In, Out)) else t
+
+
+def matrix(t):
+    """The last two dimensions of t; a third one is of minibatches."""
+    return {"data": t, "row_stride": bare(t).stride(-2), "col_stride": bare(t).stride(-1)}
 
 
 def vector(t):
-    if t is None:
-        return {}
-    bare = t.tensor if isinstance(t, (In, Out)) else t
-    return {"data": t, "stride": bare.stride(0)}
+    return {} if t is None else {"data": t, "stride": bare(t).stride(-1)}
+
+
+def minibatch_stride(t, dims):
+    """From one minibatch to the next, where t has more than ``dims`` dimensions."""
+    return bare(t).stride(0) if t is not None and bare(t).dim() > dims else 0
 
 
 def _optimizer(o, state, has_bias):
@@ -80,42 +86,52 @@ def _optimizer(o, state, has_bias):
 class Launch:
     """A network of layers for one launch: params.h's struct by path, and the workspace that fits it."""
 
-    def __init__(self, math_, rows, base_rows=None):
-        self.math, self.rows, self.base_rows = math_, rows, base_rows or rows
-        self.values = {"rows": rows, "positive_rows": rows // 2, "labels.candidates": 1}
+    def __init__(self, math_, rows, base_rows=None, minibatches=1):
+        self.math, self.rows, self.base_rows, self.minibatches = math_, rows, base_rows or rows, minibatches
+        self.values = {
+            "rows": rows, "positive_rows": rows // 2, "labels.candidates": 1, "minibatches.end": minibatches,
+        }  # fmt: skip
         self.layers = []
         self.words = None
 
     def add(self, **layer):
         self.layers.append(layer)
 
+    @property
+    def stages(self):
+        return len(self.layers) + 1 + layout.BEHIND * (self.minibatches - 1)
+
     def run(self, begin, end, *, grid=None, sms=4, seed=0, cooperative=None, arch="sm_80", text=None):
-        values = dict(self.values)
-        values |= {"layers": len(self.layers), "stage_begin": begin, "stage_end": end}
+        values, count = dict(self.values), len(self.layers)
+        values |= {"layers": count, "stage_begin": begin, "stage_end": end}
         widest = max(v["cols"] for v in self.layers)
         weight_tiles = max(tiles(v["cols"]) * tiles(v["depth"]) for v in self.layers)
-        split = max(
-            tiles(v["cols"]) * tiles(v["depth"]) * v.get("splits", 1) if v.get("splits", 1) > 1 else 0
-            for v in self.layers
-        )
-        base, most = tiles(self.base_rows), tiles(self.base_rows if len(self.layers) == 1 else self.rows)
+        base, most = tiles(self.base_rows), tiles(self.base_rows if count == 1 else self.rows)
+        values |= {
+            "workspace.row_tiles": most, "workspace.weight_tiles": weight_tiles, "workspace.widest": widest,
+        }  # fmt: skip
+        split = 0
+        for i, v in enumerate(self.layers):
+            v = {"splits": 1} | v
+            _flatten(values, f"layer[{i}]", v | {"split_offset": split})
+            if v["splits"] > 1:
+                split += tiles(v["cols"]) * tiles(v["depth"]) * v["splits"] * layout.SPLIT_FLOATS
         if self.words is None:
-            self.words = torch.zeros(ROW_WORDS + most + 2 * weight_tiles, dtype=torch.int32)
+            self.words = torch.zeros(ROW_WORDS + count * (most + 2 * weight_tiles), dtype=torch.int32)
             sizes = {
-                "partial": 2 * self.rows * tiles(widest), "loss_partial": most,
-                "rows": (2 * layout.ROW_VECTORS + 1) * self.rows, "split": split * (TILE * TILE + TILE),
-                "columns": (4 + tiles(self.rows)) * widest,
+                "partial": count * 2 * self.rows * tiles(widest), "loss_partial": count * most,
+                "rows": (count * layout.ROW_VECTORS + 1) * self.rows, "split": split,
+                "columns": count * (2 + most) * widest,
             }  # fmt: skip
             self.scratch = {n: Out(torch.full((max(size, 1),), math.nan)) for n, size in sizes.items()}
         values["workspace.words"] = self.words
         for n, t in self.scratch.items():
             values[f"workspace.{n}"] = t
-        for i, layer in enumerate(self.layers):
-            _flatten(values, f"layer[{i}]", {"splits": 1} | layer)
-        items = [0] * (len(self.layers) + 1)
-        for i, v in enumerate(self.layers):
-            items[i] += (base if i == 0 else tiles(self.rows)) * tiles(v["cols"])
-            items[i + 1] += tiles(v["cols"]) * tiles(v["depth"]) * v.get("splits", 1)
+        items = [0] * self.stages
+        for turn in range(self.minibatches):
+            for i, v in enumerate(self.layers, layout.BEHIND * turn):
+                items[i] += (base if i == 0 else tiles(self.rows)) * tiles(v["cols"])
+                items[i + 1] += tiles(v["cols"]) * tiles(v["depth"]) * v.get("splits", 1)
         grid = grid or max(1, min(max(items[begin:end]), 3 * sms))
         cooperative = end - begin > 1 if cooperative is None else cooperative
         return ptx.run(
@@ -154,14 +170,17 @@ def _labels(launch, given, labels, separate, dtype):
         "labels.num_classes": given["num_classes"], "labels.separate": int(separate), "labels.strength": strength,
     }  # fmt: skip
     for i, t in enumerate(labels):
-        launch.values |= {f"labels.label[{i}]": In(t), f"labels.row_stride[{i}]": t.stride(0)}
+        launch.values |= {
+            f"labels.label[{i}]": In(t), f"labels.row_stride[{i}]": t.stride(-1 if separate else 0),
+            f"labels.minibatch_stride[{i}]": t.stride(0) if separate and t.dim() == 2 else 0,
+        }  # fmt: skip
     if not separate:
         launch.values["labels.candidate_stride"] = labels[0].stride(1)
 
 
-def _padded(rows, width, dtype):
-    """A buffer between layers."""
-    return Out(torch.full((rows, -(-width // 16) * 16), math.nan, dtype=dtype)[:, :width])
+def _padded(rows, width, dtype, count):
+    """The buffers between two layers: (count, rows, width)."""
+    return Out(torch.full((count, rows, -(-width // 16) * 16), math.nan, dtype=dtype)[:, :, :width])
 
 
 def run(op, given, *, multi_launch=False, splits=1, reports=None, keep=False, **options):
@@ -173,11 +192,12 @@ def run(op, given, *, multi_launch=False, splits=1, reports=None, keep=False, **
     labels = None
     if op in ("ff_label_step_", "ff_network_step_") and (given.get("labels") or "labels_pos" in given):
         labels = given.get("labels") or (given["labels_pos"], given["labels_neg"])
-    base = x.shape[0]
+    base = x.shape[-2]
     rows = base * (2 if labels else given["labels"].shape[1] if op == "ff_label_forward" else 1)
     records = given["layers"] if op == "ff_network_step_" else None
     first = vars(records[0]) if records else given
-    launch = Launch(math_of(dtype, first.get("precision")), rows, base)
+    minibatches = x.shape[0] if x.dim() == 3 else 1
+    launch = Launch(math_of(dtype, first.get("precision")), rows, base, minibatches)
     if labels:
         _labels(launch, given, labels, True, dtype)
     elif op == "ff_label_forward":
@@ -187,21 +207,22 @@ def run(op, given, *, multi_launch=False, splits=1, reports=None, keep=False, **
     def curved(layer):
         return layer.get("activation", "relu") != "relu"
 
-    def forward(layer, source, y, with_p):
+    def forward(layer, source, y, with_p, goodness):
         values = _layer(source, layer["weight"], layer["bias"], layer)
-        p = Out(torch.empty_strided(y.tensor.shape, y.tensor.stride(), dtype=dtype)) if with_p else None
-        goodness = Out(torch.full((rows,), math.nan))
-        values |= {"forward": 1, "y": y, "p": p, "y_stride": y.tensor.stride(0), "goodness": goodness}
-        return values, p, goodness
+        shape, strides = y.tensor.shape[-2:], y.tensor.stride()[-2:]
+        p = Out(torch.empty_strided(shape, strides, dtype=dtype)) if with_p else None
+        values |= {
+            "forward": 1, "y": y, "p": p, "y_stride": strides[0], "y_minibatch": minibatch_stride(y, 2),
+            "goodness": goodness,
+        }  # fmt: skip
+        return values, p
 
-    def loss(values, layer, sign):
-        total = torch.full((), math.nan)
+    def loss(values, layer, sign, to):
         mean = layer.get("goodness", "mean") == "mean"
         values |= {
-            "loss": Out(total), "sign": vector(sign), "threshold": layer.get("threshold", 2.0),
+            "loss": to, "sign": vector(sign), "threshold": layer.get("threshold", 2.0),
             "temperature": layer.get("temperature", 1.0), "divisor": layer["weight"].shape[0] if mean else 1.0,
         }  # fmt: skip
-        return total
 
     def update(values, layer, y):
         values |= {
@@ -214,23 +235,33 @@ def run(op, given, *, multi_launch=False, splits=1, reports=None, keep=False, **
         sign, sqnorm = given.get("sign"), given.get("x_sqnorm")
         if given.get("dropout_seed") is not None:
             launch.values["dropout_seed"] = In(given["dropout_seed"])
-        goodnesses, losses = [], []
+        count, in_turn = len(records), min(minibatches, layout.IN_TURN)
+        totals = Out(torch.full((minibatches, count, rows), math.nan))
+        losses = Out(torch.full((minibatches, count), math.nan))
+        launch.values |= {
+            "minibatches.sign": minibatch_stride(sign, 1), "minibatches.goodness": count * rows,
+            "minibatches.loss": count, "minibatches.dropout_seed": 1,
+        }  # fmt: skip
+        known, to_next = vector(sqnorm), minibatch_stride(sqnorm, 1)
         for i, record in enumerate(records):
             layer = vars(record)
-            width = record.weight.shape[0]
-            y = _padded(rows, width, dtype)
+            y = _padded(rows, record.weight.shape[0], dtype, in_turn)
             if record.dropout:
-                x, sqnorm = _padded(rows, record.weight.shape[1], dtype), Out(torch.full((rows,), math.nan))
-            values, p, goodness = forward(layer, x, y, curved(layer))
-            values |= {"x_sqnorm": vector(sqnorm), "dropout": record.dropout, "layer_index": i, "peer": record.peer}
+                x = _padded(rows, record.weight.shape[1], dtype, in_turn)
+                known, to_next = vector(Out(torch.full((rows,), math.nan))), 0
+            goodness = (totals, 4 * rows * i)
+            values, p = forward(layer, x, y, curved(layer), goodness)
+            values |= {
+                "x_minibatch": minibatch_stride(x, 2), "x_sqnorm": known, "x_sqnorm_minibatch": to_next,
+                "dropout": record.dropout, "layer_index": i, "peer": record.peer,
+            }  # fmt: skip
             if record.peer:
                 values["peer_mean"] = record.peer_mean
-            losses.append(loss(values, layer, sign))
+            loss(values, layer, sign, (losses, 4 * i))
             update(values, layer, y if p is None else p)
             launch.add(**values)
-            goodnesses.append(goodness.tensor)
-            x, sqnorm = y, goodness
-        stages = len(records) + 1
+            x, known, to_next = y, {"data": goodness, "stride": 1}, count * rows
+        stages = launch.stages
     elif op in ("ff_grad", "ff_update_"):
         layer = given
         values = _layer(x, layer["weight"], layer["bias"], layer)
@@ -248,11 +279,13 @@ def run(op, given, *, multi_launch=False, splits=1, reports=None, keep=False, **
         layer = given
         step = op.endswith("step_")
         y = Out(torch.full((rows, layer["weight"].shape[0]), math.nan, dtype=dtype))
-        values, p, goodness = forward(layer, x, y, curved(layer) or not step)
+        goodness, total = Out(torch.full((rows,), math.nan)), Out(torch.full((), math.nan))
+        values, p = forward(layer, x, y, curved(layer) or not step, goodness)
         values["x_sqnorm"] = vector(given.get("x_sqnorm"))
         results |= {"y": y.tensor, "goodness": goodness.tensor}
         if step:
-            results["loss"] = loss(values, layer, given.get("sign"))
+            loss(values, layer, given.get("sign"), total)
+            results["loss"] = total.tensor
             update(values, layer, y if p is None else p)
         else:
             results["p"] = p.tensor
@@ -268,7 +301,9 @@ def run(op, given, *, multi_launch=False, splits=1, reports=None, keep=False, **
         reports += done
     assert launch.idle(), launch.words
     if op == "ff_network_step_":
-        results |= {"goodness": torch.stack(goodnesses), "loss": torch.stack(losses)}
+        results |= {"goodness": totals.tensor, "loss": losses.tensor}
+        if given["x"].dim() == 2:
+            results |= {n: results[n][0] for n in ("goodness", "loss")}
     if op in cases.IN_PLACE:
         kept = {n: given[n] for n in ("weight", "bias", "state", "layers") if given.get(n) is not None}
         written = cases.tensors(kept)

@@ -20,6 +20,7 @@ using namespace ffkernels::cuda;
 static_assert(sizeof(Params) == {ctypes.sizeof(params.Params)}, "size");
 static_assert(kTile == {params.TILE} && kThreads == {params.THREADS} && kMaxLayers == {params.MAX_LAYERS}, "sizes");
 static_assert(kRowWords == {params.ROW_WORDS} && kRowVectors == {params.ROW_VECTORS}, "workspace");
+static_assert(kSplitFloats == {params.SPLIT_FLOATS} && kBehind == {params.BEHIND} && kInTurn == {params.IN_TURN}, "");
 {chr(10).join(checks + math_)}
 """)
     command = [engine.compiler(), "-std=c++17", "-fsyntax-only", "-Wno-invalid-offsetof", f"-I{emulate.SOURCES}"]
