@@ -46,6 +46,10 @@ def _plans(*names: str) -> tuple[str, ...]:
     return tuple(f"tests/cuda_host/test_plan.py::{name}" for name in names)
 
 
+def _minibatches(*names: str) -> tuple[str, ...]:
+    return tuple(f"tests/cuda_host/test_minibatches.py::{name}" for name in names)
+
+
 # old and new are expressions of one type
 FAULTS = [
     Fault("more blocks than are resident", "cuda/plan.cpp", "std::min(items, device.capacity(part.math))", "items",
@@ -59,22 +63,22 @@ FAULTS = [
           "problem.maths[begin + count] == part.math", "true", _ops("test_layers_of_different_precision")),
     Fault("no room for the sums of dropped inputs", "cuda/plan.cpp", "partial_count(problem.rows, widest)",
           "partial_count(problem.rows, widest) / 2", _ops("test_ops[ff_network_step_-highest]")),
-    Fault("no room for the counters of columns", "cuda/plan.cpp", "word_count(most_rows, weight_tiles)",
-          "word_count(most_rows, weight_tiles) - 2 * weight_tiles", _ops("test_ops[ff_network_step_-highest]")),
-    Fault("y of a layer over the y that is still read", "cuda/network_ops.cpp", "y[i % 3]", "y[i % 2]",
+    Fault("no room for the counters of columns", "cuda/plan.cpp", "word_count(layers, row_tiles, weight_tiles)",
+          "word_count(layers, row_tiles, weight_tiles) - 2 * weight_tiles", _ops("test_ops[ff_network_step_-highest]")),
+    Fault("y of a layer over the y that is still read", "cuda/network_ops.cpp", "i % 3", "i & 1",
           _ops("test_networks[4-False]")),
-    Fault("one p for all layers", "cuda/network_ops.cpp", "p[i % 2]", "p[0]",
+    Fault("one p for all layers", "cuda/network_ops.cpp", "i % 2", "0 * i",
           _ops("test_options[ff_network_step_-gelu]")),
     Fault("every layer has the first one's goodness", "cuda/network_ops.cpp", "total + i * rows", "total + 0 * rows",
           _ops("test_networks[2-False]")),
-    Fault("columns that lie apart are taken as neighbours", "cuda/call.cpp", "t.stride(1)", "int64_t{1}",
+    Fault("columns that lie apart are taken as neighbours", "cuda/call.cpp", "t.stride(cols)", "int64_t{1}",
           _ops("test_strided_arguments[ff_forward]")),
     Fault("a bias that lies apart is taken as contiguous", "cuda/call.cpp", "bias->stride(0)", "int64_t{1}",
           _ops("test_strided_arguments[ff_forward]")),
-    Fault("labels that lie apart are taken as contiguous", "cuda/call.cpp", "labels.row_stride[c] = t.stride(0)",
+    Fault("labels that lie apart are taken as contiguous", "cuda/call.cpp", "labels.row_stride[c] = t.stride(rows)",
           "labels.row_stride[c] = 1", _ops("test_strided_arguments[ff_label_step_]")),
-    Fault("negative rows count as positive", "cuda/call.cpp", 'checked_int(x.size(0), "x")',
-          'checked_int(2 * x.size(0), "x")', _ops("test_ops[ff_label_step_-highest]")),
+    Fault("negative rows count as positive", "cuda/call.cpp", 'checked_int(x.size(rows), "x")',
+          'checked_int(2 * x.size(rows), "x")', _ops("test_ops[ff_label_step_-highest]")),
     Fault("the second moment is corrected as the first", "cuda/call.cpp", "std::log(given.beta2)",
           "std::log(given.beta1)", _ops("test_optimizers[adam]")),
     Fault("the bias's moments change places", "optimizer_arguments.h", "flat.state[1 + slots + i]",
@@ -83,6 +87,18 @@ FAULTS = [
           _ops("test_every_layer_has_its_own_optimizer[False]")),
     Fault("every layer has the first one's tensor of it", "network_arguments.h", "n.lrs[i]", "n.lrs[0]",
           _ops("test_every_layer_has_its_own_optimizer[True]")),
+    Fault("one buffer for what a layer hands on, of all minibatches", "cuda/network_ops.cpp",
+          "several ? rows * widest : 0", "int64_t{0}", _minibatches("test_one_launch[2-2-False-bf16]")),
+    Fault("every minibatch has the first one's rows", "cuda/call.cpp", "*minibatch = t.stride(0)", "*minibatch = 0",
+          _minibatches("test_one_launch[1-2-False-bf16]")),
+    Fault("every minibatch has the first one's loss", "cuda/network_ops.cpp", "minibatches.loss = layers",
+          "minibatches.loss = 0", _minibatches("test_one_launch[1-2-False-bf16]")),
+    Fault("every minibatch has the first one's dropout", "cuda/network_ops.cpp", "network.dropout_seed->stride(0)",
+          "int64_t{0}", _minibatches("test_all_that_a_step_can_have[False]")),
+    Fault("minibatches overlap where a step is several launches", "cuda/plan.cpp", "parts.size() == 1 ? all : 1", "all",
+          _minibatches("test_layers_of_different_precision_take_turns")),
+    Fault("minibatches have the blocks of one", "cuda/plan.cpp", "step < steps()", "step < 1",
+          _plans("test_a_grid_for_minibatches_that_overlap")),
     Fault("a target may be an input", "arguments.h", "a.first >= b.second || b.first >= a.second", "true",
           _plans("test_targets_that_share_memory_are_refused[ff_update_]")),
     Fault("memory may be freed", "arguments.h", "end * width_of(dtype) <= bytes", "true",

@@ -80,6 +80,17 @@ def test_splits():
     assert split_of(50000, 64, 64, Gpu(80, 1)) <= 3  # three blocks in all
 
 
+def test_a_grid_for_minibatches_that_overlap():
+    """Stages in which several minibatches are at work have work for more blocks."""
+    widths = [64, 256, 256, 256, 256]
+    (one,) = launches_of("ff_network_step_", network(64, widths), A100)
+    args = list(network(64, widths))
+    args[0], args[1] = args[0].expand(4, -1, -1), args[1].expand(4, -1)
+    (four,) = launches_of("ff_network_step_", tuple(args), A100)
+    assert one["grid"] == 4 * 4 + 4  # an update and a forward pass
+    assert four["grid"] == 2 * one["grid"]
+
+
 def test_one_launch_a_network():
     for depth in range(1, 9):
         (launch,) = launches_of("ff_network_step_", network(250, [784] + [1000] * depth), H100)

@@ -7,6 +7,7 @@ import pytest
 
 from . import emulate
 from .test_kernels import arguments, assert_exact
+from .test_minibatches import assert_same, minibatches, with_tiny_coefficients
 
 pytestmark = [pytest.mark.needs("nvcc"), pytest.mark.slow]
 
@@ -50,21 +51,25 @@ FAULTS = {
     "counters that are not ready for the next launch": (
         "block.cuh", "if (last) *counter = 0;", "", "words", STEP),
     "the sum of a split tile before its last part": (
-        "update.cuh", "last_to_arrive(weight_counters(params) + tile, splits, flag)",
-        "last_to_arrive(weight_counters(params) + tile, splits - 1, flag)", "uninitialised",
+        "update.cuh", "last_to_arrive(weight_counters(params, index) + tile, splits, flag)",
+        "last_to_arrive(weight_counters(params, index) + tile, splits - 1, flag)", "uninitialised",
         ("ff_update_", (140, 70, 70), {"splits": 2, "grid": 4})),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", FAULTS)
-def test_planted_fault_is_caught(name, tmp_path):
-    file, source, fault, shows, (op, shape, launch) = FAULTS[name]
+def with_fault(tmp_path, file, source, fault, math="bf16"):
     folder = tmp_path / "csrc" / "cuda"
     shutil.copytree(emulate.SOURCES / "cuda", folder)
     text = (folder / file).read_text()
     assert text.count(source) >= 1
     (folder / file).write_text(text.replace(source, fault))
-    module = ptx.compile_cuda(folder / "stages_bf16.cu", "sm_80", includes=[tmp_path / "csrc"])
+    return ptx.compile_cuda(folder / f"stages_{math}.cu", "sm_80", includes=[tmp_path / "csrc"])
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_planted_fault_is_caught(name, tmp_path):
+    file, source, fault, shows, (op, shape, launch) = FAULTS[name]
+    module = with_fault(tmp_path, file, source, fault)
     given, reports = arguments(op, shape, "bf16"), []
     if shows in ("wrong", "bank conflicts", "words"):
         if shows == "words":
@@ -80,4 +85,46 @@ def test_planted_fault_is_caught(name, tmp_path):
     else:
         with pytest.raises(ptx.PtxFault) as caught:
             emulate.run(op, given, text=module, **launch)
+        assert shows in caught.value.kind
+
+
+# of several minibatches in a launch: (file, source, with the fault, how it shows, math)
+OF_MINIBATCHES = {
+    "a minibatch too close behind the one before": (
+        "params.h", "constexpr int kBehind = 2;", "constexpr int kBehind = 1;", "race", "bf16"),
+    "no barrier where a minibatch begins": (
+        "stages.cuh", "if (stage > params.stage_begin) grid_barrier",
+        "if (stage > params.stage_begin && stage % kBehind > 0) grid_barrier", "uninitialised", "bf16"),
+    "one buffer for what a layer hands on": (
+        "forward.cuh", "minibatch % kInTurn * layer.y_minibatch", "0 * layer.y_minibatch", "race", "bf16"),
+    "a step count that stands still within the launch": (
+        "update.cuh", "begin_step(layer.optimizer, minibatch - params.minibatches.begin)",
+        "begin_step(layer.optimizer)", "other bits", "bf16"),
+    "a step count that is raised once": (
+        "stages.cuh", "layer.optimizer.step += static_cast<float>(steps)", "layer.optimizer.step += 1.f", "other steps",
+        "bf16"),
+    "the signs of the first minibatch": (
+        "rows.cuh", "minibatch * params.minibatches.sign", "0", "other bits", "bf16"),
+    "the range of the coefficients so far": (
+        "rows.cuh", "kInTurn * index + minibatch % kInTurn", "kInTurn * index", "other bits", "fp16"),
+    "a range that is never reset": (
+        "rows.cuh", "*range_word(params, index, minibatch + 1) = 0;", ";", "other bits", "fp16"),
+    "counters of all layers in one place": (
+        "rows.cuh", "kRowWords + index * counter_count", "kRowWords + 0 * counter_count", "", "bf16"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OF_MINIBATCHES)
+def test_planted_fault_of_minibatches_is_caught(name, tmp_path):
+    file, source, fault, shows, math = OF_MINIBATCHES[name]
+    module = with_fault(tmp_path, file, source, fault, math)
+    given = minibatches(math, (40, 70, 66, 70), 3, 70)
+    with_tiny_coefficients(given, slice(1, None))
+    assert_same(given, grid=4)  # without the fault
+    if shows.startswith("other"):
+        with pytest.raises(AssertionError):
+            assert_same(given, grid=4, text=module)
+    else:
+        with pytest.raises(ptx.PtxFault) as caught:
+            assert_same(given, grid=4, text=module)
         assert shows in caught.value.kind
