@@ -204,8 +204,8 @@ class FFNet(nn.Module):
         y, totals = self._climb(y, goodness, 1)
         return y, [goodness, *totals]
 
-    def _g(self, totals: list[Tensor]) -> Tensor:  # (L, M)
-        return torch.stack([t / layer.divisor for t, layer in zip(totals, self.stack, strict=True)])
+    def _g(self, totals: Iterable[Tensor]) -> Tensor:  # (L, M), or (S, L, M) of L times (S, M)
+        return torch.stack([t / layer.divisor for t, layer in zip(totals, self.stack, strict=True)], -2)
 
     def forward(
         self,
@@ -324,11 +324,11 @@ class FFNet(nn.Module):
 
     # -- training
 
-    def _dropout_seed(self, given: Tensor | None) -> Tensor | None:
+    def _dropout_seed(self, given: Tensor | None, minibatches: int = 1) -> Tensor | None:
         """A seed from torch's own generator where one is needed and none is given."""
         if given is not None or not any(layer.dropout for layer in self.stack):
             return given
-        return torch.randint(2**62, (1,), device=self.stack[0].weight.device)
+        return torch.randint(2**62, (minibatches,), device=self.stack[0].weight.device)
 
     def step(
         self,
@@ -353,24 +353,29 @@ class FFNet(nn.Module):
 
     def label_step(
         self,
-        x: Tensor,  # (B, K) or (B, C, H, W)
-        labels_pos: Tensor,  # (B,)
-        labels_neg: Tensor,  # (B,)
+        x: Tensor,  # (B, K) or (B, C, H, W); (S, B, K) for S minibatches
+        labels_pos: Tensor,  # (B,) or (S, B)
+        labels_neg: Tensor,  # (B,) or (S, B)
         *,
-        dropout_seed: Tensor | None = None,  # (1,)
+        dropout_seed: Tensor | None = None,  # (1,) or (S,)
     ) -> NetStep:
-        """`step` on x under its true labels (positive) and under wrong ones (negative)."""
-        checks.inputs("x", x)
-        classes, batch = self._classes(), x.shape[0]
+        """`step` on x under its true labels (positive) and under wrong ones (negative).
+
+        Several minibatches are as many steps, on "cuda" in one launch; the results then are (S, L, B) and (S, L).
+        """
+        several = isinstance(x, Tensor) and x.dim() == 3
+        if not several:
+            checks.inputs("x", x)
+        classes, batch = self._classes(), x.shape[1 if several else 0]
         if x.dim() == 4 and x.shape[1] > 1:
             pos, neg = (self.overlay(x, labels) for labels in (labels_pos, labels_neg))
             return self.step(pos, neg, dropout_seed=dropout_seed)
         up_down = (labels_neg, labels_pos) if self.minimize else (labels_pos, labels_neg)
         totals, loss = ops.ff_network_step_(
-            self._rows(x), None, self.stack, labels=up_down, num_classes=classes, strength=self._strength(),
-            dropout_seed=self._dropout_seed(dropout_seed),
+            x if several else self._rows(x), None, self.stack, labels=up_down, num_classes=classes,
+            strength=self._strength(), dropout_seed=self._dropout_seed(dropout_seed, len(x) if several else 1),
         )  # fmt: skip
-        up, down = (g := self._g(list(totals)))[:, :batch], g[:, batch:]
+        up, down = (g := self._g(totals.unbind(-2)))[..., :batch], g[..., batch:]
         return NetStep(down, up, loss) if self.minimize else NetStep(up, down, loss)
 
     def capture(self, *inputs: Tensor) -> CapturedStep:

@@ -1,6 +1,8 @@
 """The choice between a GPU's two backends: predictions by shape, what explains them, and why CUDA cannot run."""
 
+import dataclasses
 import itertools
+import re
 
 import cases
 import pytest
@@ -46,6 +48,25 @@ def test_cuda_launches_count_the_work():
     assert odd.grid == (4,)
 
 
+def test_minibatches_of_a_launch_overlap():
+    """Each begins two stages behind the one before; together they do the work of as many steps."""
+    la = layers(250, 784, 1000, 1000, 1000)
+    one, several = (choice.cuda_launches("ff_network_step_", la, n) for n in (1, 5))
+    assert len(several) == 4 + 2 * 4
+    assert [s.launches for s in several] == [1] + [0] * 11
+    assert [s.barriers for s in several] == [0] + [1] * 11
+    for name in ("flops", "bytes_read", "bytes_written", "bytes_requested"):
+        assert sum(getattr(s, name) for s in several) == 5 * sum(getattr(s, name) for s in one)
+    assert several[2].grid == (one[2].grid[0] + one[0].grid[0],)
+    alone, together = (choice.predict("ff_network_step_", la, "sm_90", 132, n) for n in (1, 5))
+    assert together.cuda < 0.9 * 5 * alone.cuda
+    assert together.triton == 5 * alone.triton
+    mixed = [la[0], dataclasses.replace(la[1], dtype="float32", precision="highest")]
+    for separate in (layers(6, *[8] * 10), mixed):  # not one launch a step: nothing overlaps
+        steps = [choice.cuda_launches("ff_network_step_", separate, n) for n in (1, 3)]
+        assert steps[1] == 3 * steps[0]
+
+
 @pytest.mark.parametrize("op", cases.OPS)
 def test_layers_of_a_call(op):
     """Rows, depth, columns and precision of every op, from its flat arguments."""
@@ -87,6 +108,27 @@ def test_auto_decides_by_shape(two_backends):
         assert f"runs on '{expected}'" in text
         assert "predicted to take" in text
     assert "depends on the shapes" in ff.explain("ff_forward", x)
+
+
+def test_labels_and_minibatches_are_explained(two_backends):
+    """A labelled step multiplies its inputs once for both labels; several minibatches overlap in one launch only."""
+    x, weights = torch.empty(250, 784).bfloat16(), [torch.empty(1000, k).bfloat16() for k in (784, 1000, 1000)]
+    given = [
+        ff.explain("ff_network_step_", x, *weights),
+        ff.explain("ff_network_step_", x.expand(4, -1, -1), *weights),
+        ff.explain("ff_network_step_", x, *weights, labelled=True),
+        ff.explain("ff_label_step_", x, weights[0]),
+        ff.explain("ff_step_", x.repeat(2, 1), weights[0]),
+    ]
+    assert all("predicted to take" in text for text in given)
+    plain, several, labelled, layer, rows = (
+        {name: int(time) for name, time in re.findall(r"(cuda|triton):? (?:.*?to take )?(\d+) us", text)}
+        for text in given
+    )
+    assert several["triton"] == pytest.approx(4 * plain["triton"], abs=4)
+    assert 3 * plain["cuda"] < several["cuda"] < 0.9 * 4 * plain["cuda"]
+    assert plain["cuda"] < labelled["cuda"] < 2 * plain["cuda"]
+    assert layer["cuda"] <= rows["cuda"]
 
 
 def test_a_setting_is_not_overruled(two_backends):

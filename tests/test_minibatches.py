@@ -83,3 +83,21 @@ def test_compiled(labelled):
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     given = cases.minibatches(2, labelled=labelled)
     assert_same(compiled(cases.copied(given)), one_by_one(given, 2))
+
+
+@pytest.mark.parametrize("minimize", [False, True])
+def test_a_module_takes_several(minimize):
+    torch.manual_seed(0)
+    layers = [ff.FFLinear(12, 9), ff.FFLinear(9, 7, dropout=0.25)]
+    net = ff.FFNet(layers, num_classes=3, minimize=minimize)
+    start, x = cases.copied(net.state_dict()), torch.rand(4, 6, 12)
+    labels, seeds = torch.randint(3, (4, 6)), torch.arange(4)
+    wrong = (labels + 1) % 3
+    found, after = net.label_step(x, labels, wrong, dropout_seed=seeds), cases.copied(net.state_dict())
+    net.load_state_dict(start)
+    for s in range(4):
+        single = net.label_step(x[s], labels[s], wrong[s], dropout_seed=seeds[s : s + 1])
+        for a, b in zip(found, single, strict=True):
+            assert torch.equal(a[s], b)
+    assert all(torch.equal(t, after[name]) for name, t in net.state_dict().items())
+    assert net.label_step(x, labels, wrong).loss.shape == (4, 2)  # with seeds of its own
