@@ -57,7 +57,7 @@ class Hinton(TrainConfig):
     predict: str = "both"
     predict_layers: tuple[int, ...] = (2,)
     average: float = 0.99
-    epochs: int | None = 17
+    epochs: int | None = 14
     validate_every: int = 5
     batch_size: int | None = 125
     optimizer: str = "hinton_sgd"
