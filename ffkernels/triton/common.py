@@ -79,6 +79,16 @@ def multiply(a, b, acc, MODE: tl.constexpr):
 
 
 @triton.jit
+def settled(acc):
+    """acc, once its product is done: nothing is computed, but Triton waits before it hands acc over.
+
+    For wgmma whose first operand is computed in registers. Triton 3.7 lets such a product run into the loop's next
+    round, where its registers are written anew (in_flight.py finds it; tests/test_triton_kernels.py shows it).
+    """
+    return tl.inline_asm_elementwise("", "=f,0", [acc], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
 def sum_parts(
     parts,  # (count, size)
     count,

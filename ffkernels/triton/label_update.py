@@ -7,7 +7,7 @@ them dW is a narrow product with the one-hot labels, which programs of their own
 import triton
 import triton.language as tl
 
-from .common import load_tile, multiply, sum_parts, tile_place
+from .common import load_tile, multiply, settled, sum_parts, tile_place
 from .factors import (
     column_terms,
     excess,
@@ -84,6 +84,7 @@ def label_update_kernel(
     GROUP: tl.constexpr,
     PIECES: tl.constexpr,
     HALF: tl.constexpr,  # whether operands are fp16
+    SETTLE: tl.constexpr,  # whether a product is waited for before its operand is computed anew
     LABELS: tl.constexpr,  # classes at a time
 ):
     pid, split = tl.program_id(0), tl.program_id(1)
@@ -144,6 +145,8 @@ def label_update_kernel(
                 sum_dz += both  # added across the rows at the end: no barrier in the loop
             r = row_scales(scale, rows, rows < B, 0.0, 0.0, NORMALIZE)
             acc = multiply((both * (r * inv_largest)[None, :]).to(b.dtype), b, acc, MODE)
+            if SETTLE:
+                acc = settled(acc)
         write_gradient(acc * largest, row, col, num_classes, K, weight, slot0, slot1, N, K, numbers, EPILOGUE, W_UNIT,
                        BLOCK_M, BLOCK_N, PIECES)  # fmt: skip
         if bias is not None and tile_n == 0:

@@ -248,6 +248,7 @@ def update(
         "W_UNIT": math.gcd(k, 16),
         "PIECES": 1 if stored else pieces(tile, device),
         "HALF": layer.dtype == "float16",
+        "SETTLE": device.number == 90 and layer.kind != "exact" and tile.m >= 64,  # then it is a wgmma
     }
     factors = 4 * layer.rows * (max(1, parts) + bool(parts) + layer.peer) + 4 * m * normalized
     blocks = tiles_m * tiles_n

@@ -6,7 +6,7 @@ dW never reaches memory, but for ff_grad, which asks for it, and for the parts o
 import triton
 import triton.language as tl
 
-from .common import load_tile, multiply, sum_parts, tile_place
+from .common import load_tile, multiply, settled, sum_parts, tile_place
 from .factors import (
     column_terms,
     excess,
@@ -156,6 +156,7 @@ def update_kernel(
     GROUP: tl.constexpr,
     PIECES: tl.constexpr,
     HALF: tl.constexpr,  # whether operands are fp16
+    SETTLE: tl.constexpr,  # whether a product is waited for before its operand is computed anew
 ):
     pid, split = tl.program_id(0), tl.program_id(1)
     tile_m, tile_n = tile_place(pid, tl.cdiv(N, BLOCK_M), tl.cdiv(K, BLOCK_N), GROUP)
@@ -213,6 +214,8 @@ def update_kernel(
                 sum_dz += left * c[None, :]
             left = left * (c * r)[None, :]
         acc = multiply(left.to(a.dtype), b, acc, MODE)
+        if SETTLE:
+            acc = settled(acc)
         if loss_out is not None and pid == 0:
             acc_loss += tl.where(rows < M, logistic_loss(v, temperature), 0.0)
             if goodness_out is not None:
