@@ -10,6 +10,7 @@ from .common import (
     load_tile,
     multiply,
     row_scale,
+    settled,
     sum_parts,
     tile_place,
 )
@@ -83,6 +84,7 @@ def forward_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
+    SETTLE: tl.constexpr,  # whether each product is waited for (common.settled)
 ):
     pid = tl.program_id(0)
     tile_m, tile_n = tile_place(pid, tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP)
@@ -90,12 +92,14 @@ def forward_kernel(
     OWN_NORM: tl.constexpr = sqnorm is None and NORMALIZE != "none"
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    FOLD: tl.constexpr = 1 if x_again is None else 128 // x_again.dtype.element_ty.primitive_bitwidth
+    FOLD: tl.constexpr = 128 // y.dtype.element_ty.primitive_bitwidth
     squares = tl.zeros((BLOCK_M, BLOCK_K // FOLD), tl.float32)
     for k in range(0, K, BLOCK_K):
         a = load_tile(x, row, k, M, K, x_stride, BLOCK_M, BLOCK_K, X_UNIT)
         b = load_tile(weight, col, k, N, K, w_stride, BLOCK_N, BLOCK_K, W_UNIT)
         acc = multiply(a, b.T, acc, MODE)
+        if SETTLE:
+            acc = settled(acc)
         if OWN_NORM:
             if x_again is not None:
                 a = load_again(x_again, row, k, 0, M, K, x_stride, BLOCK_M, BLOCK_K)

@@ -7,7 +7,7 @@ share everything but the second term, a product with the one-hot label over the 
 import triton
 import triton.language as tl
 
-from .common import add_squares, load_again, load_tile, multiply, row_scale, tile_place
+from .common import add_squares, load_again, load_tile, multiply, row_scale, settled, tile_place
 from .factors import scale_or_zero
 from .forward import write_rows
 from .peer import sum_columns
@@ -66,13 +66,14 @@ def label_forward_kernel(
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
     LABELS: tl.constexpr,  # classes at a time
+    SETTLE: tl.constexpr,  # whether each product is waited for (common.settled)
     AGAIN: tl.constexpr,  # whether the norms are computed from a load of their own (common.load_again)
 ):
     pid = tl.program_id(0)
     tile_m, tile_n = tile_place(pid, tl.cdiv(B, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP)
     row, col = tile_m * BLOCK_M, tile_n * BLOCK_N
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    FOLD: tl.constexpr = 128 // x_again.dtype.element_ty.primitive_bitwidth if AGAIN else 1
+    FOLD: tl.constexpr = 128 // x_again.dtype.element_ty.primitive_bitwidth
     squares = tl.zeros((BLOCK_M, BLOCK_K // FOLD), tl.float32)
     labelled = tl.cdiv(num_classes, BLOCK_K) * BLOCK_K
     for k in tl.range(0, labelled, BLOCK_K, num_stages=1):  # where x has label columns, which count as 0
@@ -84,6 +85,8 @@ def label_forward_kernel(
         a = load_tile(x, row, k, B, K, x_stride, BLOCK_M, BLOCK_K, X_UNIT)
         b = load_tile(weight, col, k, N, K, w_stride, BLOCK_N, BLOCK_K, W_UNIT)
         acc = multiply(a, b.T, acc, MODE)
+        if SETTLE:
+            acc = settled(acc)
         if NORMALIZE != "none":
             if AGAIN:
                 a = load_again(x_again, row, k, 0, B, K, x_stride, BLOCK_M, BLOCK_K)

@@ -84,7 +84,7 @@ def label_update_kernel(
     GROUP: tl.constexpr,
     PIECES: tl.constexpr,
     HALF: tl.constexpr,  # whether operands are fp16
-    SETTLE: tl.constexpr,  # whether a product is waited for before its operand is computed anew
+    SETTLE: tl.constexpr,  # whether each product is waited for (common.settled)
     LABELS: tl.constexpr,  # classes at a time
 ):
     pid, split = tl.program_id(0), tl.program_id(1)

@@ -147,9 +147,14 @@ def _tile_constants(tile: Tile) -> dict[str, int | str | bool]:
 # The kernels
 
 
+def settles(layer: Layer, device: Device, tile: Tile) -> bool:
+    """Whether a product has to be waited for before its operands may be used or made anew: wgmma, see common.settled."""
+    return device.number == 90 and layer.kind != "exact" and tile.m >= 64
+
+
 def loads_again(layer: Layer, device: Device) -> bool:
     """Whether the forward computes its rows' norms from a second load of x: see common.load_again."""
-    return device.wgmma and layer.kind != "exact"
+    return device.number >= 100 and device.wgmma and layer.kind != "exact"
 
 
 def forward(layer: Layer, device: Device, for_step: bool = False) -> Launch:
@@ -172,6 +177,7 @@ def forward(layer: Layer, device: Device, for_step: bool = False) -> Launch:
     }
     own_norm = layer.normalize != "none" and not layer.sqnorm_parts
     read = e * (m * k + n * k + layer.bias * n) + 4 * m * layer.sqnorm_parts
+    constants["SETTLE"] = own_norm and settles(layer, device, tile)
     requested = (
         e * (m * k * tiles_n + n * k * tiles_m + layer.bias * n * tiles_m) + 4 * m * layer.sqnorm_parts * tiles_n
     )
@@ -248,7 +254,7 @@ def update(
         "W_UNIT": math.gcd(k, 16),
         "PIECES": 1 if stored else pieces(tile, device),
         "HALF": layer.dtype == "float16",
-        "SETTLE": device.number == 90 and layer.kind != "exact" and tile.m >= 64,  # then it is a wgmma
+        "SETTLE": settles(layer, device, tile),
     }
     factors = 4 * layer.rows * (max(1, parts) + bool(parts) + layer.peer) + 4 * m * normalized
     blocks = tiles_m * tiles_n

@@ -156,7 +156,7 @@ def update_kernel(
     GROUP: tl.constexpr,
     PIECES: tl.constexpr,
     HALF: tl.constexpr,  # whether operands are fp16
-    SETTLE: tl.constexpr,  # whether a product is waited for before its operand is computed anew
+    SETTLE: tl.constexpr,  # whether each product is waited for (common.settled)
 ):
     pid, split = tl.program_id(0), tl.program_id(1)
     tile_m, tile_n = tile_place(pid, tl.cdiv(N, BLOCK_M), tl.cdiv(K, BLOCK_N), GROUP)
