@@ -42,14 +42,19 @@ def load_tile(
 
 
 @triton.jit
+def fold(tile, ROWS: tl.constexpr, COLS: tl.constexpr, FOLD: tl.constexpr):
+    """(ROWS, COLS / FOLD): FOLD neighbours of a row added up."""
+    if FOLD > 1:
+        tile = tl.sum(tl.reshape(tile, (ROWS, COLS // FOLD, FOLD)), 2)
+    return tile
+
+
+@triton.jit
 def add_squares(squares, tile, ROWS: tl.constexpr, COLS: tl.constexpr, FOLD: tl.constexpr):
     """squares (ROWS, COLS / FOLD) + the tile's squares, FOLD neighbours of a row added up: those that a thread has from
     one load, so that the sums take few registers."""
     wide = tile.to(tl.float32)
-    square = wide * wide
-    if FOLD > 1:
-        square = tl.sum(tl.reshape(square, (ROWS, COLS // FOLD, FOLD)), 2)
-    return squares + square
+    return squares + fold(wide * wide, ROWS, COLS, FOLD)
 
 
 @triton.jit
@@ -82,10 +87,28 @@ def multiply(a, b, acc, MODE: tl.constexpr):
 def settled(acc):
     """acc, once its product is done: nothing is computed, but Triton waits before it hands acc over.
 
-    For wgmma whose first operand is computed in registers. Triton 3.7 lets such a product run into the loop's next
-    round, where its registers are written anew (in_flight.py finds it; tests/test_triton_kernels.py shows it).
+    For wgmma, which Triton 3.7 otherwise lets run into the loop's next round. There an operand that was computed in
+    registers is computed anew, in the same registers (in_flight.py finds it); and of a tile that was loaded for a
+    product and for something else, the buffer is filled anew. tests/test_triton_kernels.py shows both.
     """
     return tl.inline_asm_elementwise("", "=f,0", [acc], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
+def as_bits(operand, MODE: tl.constexpr):
+    """An operand as a loop may hand it to its next round: as integers, in the type that `multiply` multiplies.
+
+    Handed over as it is, Triton would put it into shared memory, and would not let the product run beside anything.
+    """
+    if MODE == "medium":
+        operand = operand.to(tl.bfloat16)
+    return operand.to(tl.int16 if operand.dtype.primitive_bitwidth == 16 else tl.int32, bitcast=True)
+
+
+@triton.jit
+def of_bits(bits, dtype: tl.constexpr, MODE: tl.constexpr):
+    """The operand, for a product with one of type ``dtype``."""
+    return bits.to(tl.bfloat16 if MODE == "medium" else dtype, bitcast=True)
 
 
 @triton.jit

@@ -84,8 +84,9 @@ def label_update_kernel(
     GROUP: tl.constexpr,
     PIECES: tl.constexpr,
     HALF: tl.constexpr,  # whether operands are fp16
-    SETTLE: tl.constexpr,  # whether each product is waited for (common.settled)
+    SETTLE: tl.constexpr,  # other than 0: each product is waited for (common.settled)
     LABELS: tl.constexpr,  # classes at a time
+    LOSS_ROWS: tl.constexpr,  # inputs at a time of the program that computes the loss
 ):
     pid, split = tl.program_id(0), tl.program_id(1)
     tiles_m = tl.cdiv(N, BLOCK_M)
@@ -98,6 +99,10 @@ def label_update_kernel(
     begin = split * split_rows
     end = tl.minimum(begin + split_rows, B)
     n, m = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_K)
+    if pid == tl.num_programs(0) - 1:
+        write_label_losses(goodness, goodness_out, loss_out + split, begin, end, B, parts, inv_divisor, threshold,
+                           temperature, loss_scale, PARTS, LOSS_ROWS)  # fmt: skip
+        return
 
     inv_temperature = 1.0 / temperature
     RANK_1: tl.constexpr = row_term is not None or peer_mean is not None
@@ -124,23 +129,18 @@ def label_update_kernel(
         col = tile_n * BLOCK_N
         acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         sum_dz = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
-        acc_loss = tl.zeros((BLOCK_K,), tl.float32)
         for start in range(begin, end, BLOCK_K):
             b = load_tile(x, start, col, end, K, x_stride, BLOCK_K, BLOCK_N, X_UNIT)
             rows = start + m
             both = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
             for half in tl.static_range(2):
-                c, total, v = half_coefficients(
+                c, _, _ = half_coefficients(
                     half, goodness, rows, B, parts, inv_divisor, threshold, inv_temperature, PARTS
                 )
                 tile = load_tile(y, half * B + start, row, half * B + end, N, y_stride, BLOCK_K, BLOCK_M, Y_UNIT)
                 both += inside_of(tile, rows < end) * (c * coef_scale)[None, :]
                 if RANK_1:
                     both += d[:, None] * half_terms(half, row_term, peer_mean, peer_scale, rows, B)[None, :]
-                if pid == 0:
-                    acc_loss += tl.where(rows < B, logistic_loss(v, temperature), 0.0)
-                    if goodness_out is not None:
-                        tl.store(goodness_out + half * B + rows, total, mask=rows < end)
             if bias is not None:
                 sum_dz += both  # added across the rows at the end: no barrier in the loop
             r = row_scales(scale, rows, rows < B, 0.0, 0.0, NORMALIZE)
@@ -154,8 +154,6 @@ def label_update_kernel(
                    True)  # fmt: skip
         if peer_mean is not None and (tile_n == 0 and split == 0):
             write_mean(peer_before, peer_sums, peer_counts, peer_mean, peer_tiles, row, N, BLOCK_M)
-        if pid == 0:
-            tl.store(loss_out + split, tl.sum(acc_loss, 0) * loss_scale)
     else:
         first = narrow // tiles_m * LABELS
         dw = tl.zeros((BLOCK_M, LABELS), tl.float32)
@@ -187,6 +185,34 @@ def inside_of(
 ):
     """The tile transposed, in float32. Rows beyond the positive ones are negative ones, not 0: they are cleared."""
     return tl.where(inside[None, :], tile.T.to(tl.float32), 0.0)
+
+
+@triton.jit
+def write_label_losses(
+    goodness,  # (parts, 2 B)
+    goodness_out,  # (2 B,), written, or None
+    loss_out,  # (), written: the sum of the losses of inputs [begin, end)
+    begin,
+    end,
+    B,
+    parts,
+    inv_divisor,
+    threshold,
+    temperature,
+    loss_scale,
+    PARTS: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """What a program of its own does: the loss, which no weight needs."""
+    losses = tl.zeros((ROWS,), tl.float32)
+    for start in range(begin, end, ROWS):
+        rows = start + tl.arange(0, ROWS)
+        for half in tl.static_range(2):
+            _, total, v = half_coefficients(half, goodness, rows, B, parts, inv_divisor, threshold, 1.0, PARTS)
+            losses += tl.where(rows < end, logistic_loss(v, temperature), 0.0)
+            if goodness_out is not None:
+                tl.store(goodness_out + half * B + rows, total, mask=rows < end)
+    tl.store(loss_out, tl.sum(losses, 0) * loss_scale)
 
 
 @triton.jit

@@ -254,7 +254,8 @@ def update(
         "W_UNIT": math.gcd(k, 16),
         "PIECES": 1 if stored else pieces(tile, device),
         "HALF": layer.dtype == "float16",
-        "SETTLE": settles(layer, device, tile),
+        "SETTLE": _update_stages(layer, tile, device, parts) if settles(layer, device, tile) else 0,
+        "LOSS_ROWS": min(1024, max(1, 8192 // next_power(parts))),
     }
     factors = 4 * layer.rows * (max(1, parts) + bool(parts) + layer.peer) + 4 * m * normalized
     blocks = tiles_m * tiles_n
@@ -270,7 +271,11 @@ def update(
         flops += 2 * layer.candidates * tiles_m * tile.m * labels * layer.label_block * splits * split_rows
         read += 8 * layer.rows
         requested += labels * (e * layer.rows * n + 8 * layer.rows * tiles_m + factors * tiles_m)
-    written = (4 * layer.rows + 4 * splits) if parts else 0
+    written = 0
+    if parts:  # a program of its own computes the loss
+        blocks += 1
+        requested += factors
+        written = 4 * layer.rows + 4 * splits
     gradient = n * k + layer.bias * n
     if stored:
         written += gradient * (4 * splits if splits > 1 else e)

@@ -6,7 +6,7 @@ dW never reaches memory, but for ff_grad, which asks for it, and for the parts o
 import triton
 import triton.language as tl
 
-from .common import load_tile, multiply, settled, sum_parts, tile_place
+from .common import as_bits, fold, load_tile, multiply, of_bits, settled, sum_parts, tile_place
 from .factors import (
     column_terms,
     excess,
@@ -26,6 +26,7 @@ def row_coefficients(
     sign,  # (M,), or None: the first half of the rows is positive
     goodness,  # (parts, M)
     rows,
+    end,
     M,
     parts,
     inv_divisor,
@@ -33,8 +34,8 @@ def row_coefficients(
     inv_temperature,
     PARTS: tl.constexpr,
 ):
-    """Of each row: c (without the 2 / (E M) of the logistic loss), s > 0, G, v. c is 0 beyond the last row."""
-    inside = rows < M
+    """Of each row: c (without the 2 / (E M) of the logistic loss), s > 0, G, v. c is 0 from row ``end`` on."""
+    inside = rows < end
     if coef is not None:
         c = tl.load(coef + rows, mask=inside, other=0.0)
         positive = inside
@@ -49,6 +50,94 @@ def row_coefficients(
         positive = inside & (s > 0.0)
         c = tl.where(inside, -s * logistic_slope(v, inv_temperature), 0.0)
     return c, positive, total, v
+
+
+@triton.jit
+def write_losses(
+    sign,  # (M,), or None
+    goodness,  # (parts, M)
+    goodness_out,  # (M,), written, or None
+    loss_out,  # (), written: the sum of the losses of rows [begin, end)
+    begin,
+    end,
+    M,
+    parts,
+    inv_divisor,
+    threshold,
+    temperature,
+    loss_scale,
+    PARTS: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """What a program of its own does: the loss, which no weight needs."""
+    losses = tl.zeros((ROWS,), tl.float32)
+    for start in range(begin, end, ROWS):
+        rows = start + tl.arange(0, ROWS)
+        _, _, total, v = row_coefficients(None, sign, goodness, rows, end, M, parts, inv_divisor, threshold, 1.0, PARTS)
+        losses += tl.where(rows < end, logistic_loss(v, temperature), 0.0)
+        if goodness_out is not None:
+            tl.store(goodness_out + rows, total, mask=rows < end)
+    tl.store(loss_out, tl.sum(losses, 0) * loss_scale)
+
+
+@triton.jit
+def scaled_rows(
+    y,  # (M, N), or its descriptor
+    coef,
+    sign,
+    goodness,
+    norm,
+    row_term,
+    d,  # (ROWS,): of the rank-1 term
+    sum_dz,  # (ROWS, STEP / FOLD): sums of dz so far; across rows they are added up at the end, without barriers
+    start,
+    end,
+    row,  # first column of y
+    M,
+    N,
+    y_stride,
+    parts,
+    eps,
+    inv_width,
+    inv_divisor,
+    threshold,
+    inv_temperature,
+    coef_scale,
+    peer_scale,
+    scale,  # of the result
+    NORMALIZE: tl.constexpr,
+    PARTS: tl.constexpr,
+    Y_UNIT: tl.constexpr,
+    PEER: tl.constexpr,
+    BIAS: tl.constexpr,
+    FOLD: tl.constexpr,
+    ROWS: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """The product's left operand (ROWS, STEP): dz^T r of STEP rows from ``start`` on, 0 from ``end`` on; and sum_dz."""
+    tile = load_tile(y, tl.where(start < end, start, M), row, end, N, y_stride, STEP, ROWS, Y_UNIT)
+    rows = start + tl.arange(0, STEP)
+    inside = rows < end
+    c, positive, _, _ = row_coefficients(
+        coef, sign, goodness, rows, end, M, parts, inv_divisor, threshold, inv_temperature, PARTS
+    )
+    c = c * coef_scale
+    r = row_scales(norm, rows, inside, eps, inv_width, NORMALIZE) * scale
+    left = tile.T.to(tl.float32)
+    if row_term is not None or PEER:
+        left = left * c[None, :]
+        if row_term is not None:
+            left += d[:, None] * tl.load(row_term + rows, mask=inside, other=0.0)[None, :]
+        if PEER:
+            left += d[:, None] * tl.where(positive, peer_scale, 0.0)[None, :]
+        if BIAS:
+            sum_dz += fold(left, ROWS, STEP, FOLD)
+        left = left * r[None, :]
+    else:
+        if BIAS:
+            sum_dz += fold(left * c[None, :], ROWS, STEP, FOLD)
+        left = left * (c * r)[None, :]
+    return left.to(tile.dtype), sum_dz
 
 
 @triton.jit
@@ -156,7 +245,8 @@ def update_kernel(
     GROUP: tl.constexpr,
     PIECES: tl.constexpr,
     HALF: tl.constexpr,  # whether operands are fp16
-    SETTLE: tl.constexpr,  # whether each product is waited for (common.settled)
+    LOSS_ROWS: tl.constexpr,  # rows at a time of the program that computes the loss
+    SETTLE: tl.constexpr,  # stages of the main loop where each product is waited for (common.settled); 0: it is not
 ):
     pid, split = tl.program_id(0), tl.program_id(1)
     tile_m, tile_n = tile_place(pid, tl.cdiv(N, BLOCK_M), tl.cdiv(K, BLOCK_N), GROUP)
@@ -165,6 +255,11 @@ def update_kernel(
     end = tl.minimum(begin + split_rows, M)
     n, m = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_K)
     in_n = row + n < N
+    if loss_out is not None:
+        if pid == tl.num_programs(0) - 1:
+            write_losses(sign, goodness, goodness_out, loss_out + split, begin, end, M, parts, inv_divisor, threshold,
+                         temperature, loss_scale, PARTS, LOSS_ROWS)  # fmt: skip
+            return
 
     inv_temperature = 1.0 / temperature
     largest = 1.0
@@ -173,7 +268,7 @@ def update_kernel(
         for start in range(begin, end, BLOCK_K):
             rows = start + m
             c, positive, _, _ = row_coefficients(
-                coef, sign, goodness, rows, M, parts, inv_divisor, threshold, inv_temperature, PARTS
+                coef, sign, goodness, rows, end, M, parts, inv_divisor, threshold, inv_temperature, PARTS
             )
             r = row_scales(norm, rows, rows < M, eps, inv_width, NORMALIZE)
             peak = larger_peak(peak, c * coef_scale, r)
@@ -184,42 +279,124 @@ def update_kernel(
         largest = largest_of(peak)
     scale = 1.0 / largest
 
-    RANK_1: tl.constexpr = row_term is not None or peer_mean is not None
+    PEER: tl.constexpr = peer_mean is not None
+    BIAS: tl.constexpr = bias is not None
+    FOLD: tl.constexpr = 2 if SETTLE else 1  # the operand that is made ahead leaves few registers
     d = column_terms(col_term, peer_mean, peer_before, peer_strength, row, N, BLOCK_M)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    sum_dz = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
-    acc_loss = tl.zeros((BLOCK_K,), tl.float32)
-    for start in range(begin, end, BLOCK_K):
-        a = load_tile(y, start, row, end, N, y_stride, BLOCK_K, BLOCK_M, Y_UNIT)
-        b = load_tile(x, start, col, end, K, x_stride, BLOCK_K, BLOCK_N, X_UNIT)
-        rows = start + m
-        c, positive, total, v = row_coefficients(
-            coef, sign, goodness, rows, M, parts, inv_divisor, threshold, inv_temperature, PARTS
+    sum_dz = tl.zeros((BLOCK_M, BLOCK_K // FOLD), tl.float32)
+    if SETTLE:
+        ahead, sum_dz = scaled_rows(
+            y,
+            coef,
+            sign,
+            goodness,
+            norm,
+            row_term,
+            d,
+            sum_dz,
+            begin,
+            end,
+            row,
+            M,
+            N,
+            y_stride,
+            parts,
+            eps,
+            inv_width,
+            inv_divisor,
+            threshold,
+            inv_temperature,
+            coef_scale,
+            peer_scale,
+            scale,
+            NORMALIZE,
+            PARTS,
+            Y_UNIT,
+            PEER,
+            BIAS,
+            FOLD,
+            BLOCK_M,
+            BLOCK_K,
         )
-        c = c * coef_scale
-        r = row_scales(norm, rows, rows < M, eps, inv_width, NORMALIZE) * scale
-        left = a.T.to(tl.float32)
-        # the bias's sums are added across the rows at the end: no barrier in the loop
-        if RANK_1:
-            left = left * c[None, :]
-            if row_term is not None:
-                left += d[:, None] * tl.load(row_term + rows, mask=rows < end, other=0.0)[None, :]
-            if peer_mean is not None:
-                left += d[:, None] * tl.where(positive, peer_scale, 0.0)[None, :]
-            if bias is not None:
-                sum_dz += left
-            left = left * r[None, :]
-        else:
-            if bias is not None:
-                sum_dz += left * c[None, :]
-            left = left * (c * r)[None, :]
-        acc = multiply(left.to(a.dtype), b, acc, MODE)
-        if SETTLE:
-            acc = settled(acc)
-        if loss_out is not None and pid == 0:
-            acc_loss += tl.where(rows < M, logistic_loss(v, temperature), 0.0)
-            if goodness_out is not None:
-                tl.store(goodness_out + rows, total, mask=rows < end)
+        ahead = as_bits(ahead, MODE)
+        for start in tl.range(begin, end, BLOCK_K, num_stages=SETTLE):
+            b = load_tile(x, start, col, end, K, x_stride, BLOCK_K, BLOCK_N, X_UNIT)
+            acc = multiply(of_bits(ahead, b.dtype, MODE), b, acc, MODE)
+            # while the product runs
+            ahead, sum_dz = scaled_rows(
+                y,
+                coef,
+                sign,
+                goodness,
+                norm,
+                row_term,
+                d,
+                sum_dz,
+                start + BLOCK_K,
+                end,
+                row,
+                M,
+                N,
+                y_stride,
+                parts,
+                eps,
+                inv_width,
+                inv_divisor,
+                threshold,
+                inv_temperature,
+                coef_scale,
+                peer_scale,
+                scale,
+                NORMALIZE,
+                PARTS,
+                Y_UNIT,
+                PEER,
+                BIAS,
+                FOLD,
+                BLOCK_M,
+                BLOCK_K,
+            )
+            ahead = as_bits(ahead, MODE)
+            if start < end:  # always; what stands under an `if` is put behind the loop's loads
+                acc = settled(acc)
+    else:
+        for start in range(begin, end, BLOCK_K):
+            b = load_tile(x, start, col, end, K, x_stride, BLOCK_K, BLOCK_N, X_UNIT)
+            left, sum_dz = scaled_rows(
+                y,
+                coef,
+                sign,
+                goodness,
+                norm,
+                row_term,
+                d,
+                sum_dz,
+                start,
+                end,
+                row,
+                M,
+                N,
+                y_stride,
+                parts,
+                eps,
+                inv_width,
+                inv_divisor,
+                threshold,
+                inv_temperature,
+                coef_scale,
+                peer_scale,
+                scale,
+                NORMALIZE,
+                PARTS,
+                Y_UNIT,
+                PEER,
+                BIAS,
+                FOLD,
+                BLOCK_M,
+                BLOCK_K,
+            )
+            acc = multiply(left, b, acc, MODE)
     acc = acc * largest
 
     numbers = step_numbers(step, lr, rate, h1, h2, h3, h4, log_beta1, log_beta2, EPILOGUE)
@@ -229,5 +406,3 @@ def update_kernel(
         finish(tl.sum(sum_dz, 1), bias, bias_slot0, bias_slot1, split * N + row, n, in_n, numbers, EPILOGUE, True)
     if peer_mean is not None and (tile_n == 0 and split == 0):
         write_mean(peer_before, peer_sums, peer_counts, peer_mean, peer_tiles, row, N, BLOCK_M)
-    if loss_out is not None and pid == 0:
-        tl.store(loss_out + split, tl.sum(acc_loss, 0) * loss_scale)
