@@ -26,10 +26,15 @@ def aot():
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", MATRIX)
 def test_a_labelled_step_fits_into_shared_memory(aot, arch):
-    """On the tile whose forward leaves the most parts of the goodness, which the update copies ahead of both rows."""
+    """On the tile whose forward leaves the most parts of the goodness, which the update copies ahead of both rows.
+
+    Spills: those of sm_100, where wide rows of accumulators leave the tensor memory, are outside the main loop.
+    """
     variant = next(v for v in aot.variants(arch, quick=True) if v.op == "ff_label_step_")
     for c in aot.compile_variant(arch, variant):
         assert c.shared <= DEVICES[arch].shared, c.kernel
+        assert c.in_flight == 0, c.kernel
+        assert c.code.loop["divisions"] == 0, c.kernel
 
 
 @pytest.mark.slow
@@ -41,6 +46,7 @@ def test_the_tables_configurations(aot, arch):
         for c in aot.compile_variant(arch, variant):
             code, what = c.code, f"{arch} {c.kernel} {variant}"
             assert code.spills == 0, what
+            assert c.in_flight == 0, what
             assert code.registers <= (512 if arch == "gfx942" else 255), what
             assert c.shared <= DEVICES[arch].shared, what
             if c.kernel == "reduce_kernel":
@@ -65,8 +71,9 @@ def test_the_tables_configurations(aot, arch):
             assert code.loads.get(16, 0) + code.bulk_copies >= 4, what
             assert max(code.stores) == 16 or arch == "gfx942", what  # there a thread has 8 bytes of a row
             assert code.loop["products"] > 0, what
-            if "forward" in c.kernel:
-                assert code.loop["divisions"] == code.loop["reciprocals"] == 0, what
+            assert code.loop["divisions"] == 0, what
+            if "forward" in c.kernel:  # an update has the logistic loss's slope
+                assert code.loop["reciprocals"] == 0, what
     assert {("forward_kernel", o) for o in aot.OPERANDS} <= seen
     assert {("update_kernel", o) for o in aot.OPERANDS} <= seen
 

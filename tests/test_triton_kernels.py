@@ -4,7 +4,6 @@ Every access is checked while they run; results are compared with float64, and b
 """
 
 import contextlib
-from dataclasses import replace
 
 import cases
 import independent
@@ -13,12 +12,13 @@ import pytest
 import torch
 import twin
 from test_ops import check, run
-from triton_cases import ARCHS, MODES, compiled_once, on_ptx, table  # noqa: F401
+from triton_cases import ARCHS, MODES, chosen, compiled_once, on_ptx, table  # noqa: F401
 
 import ffkernels as ff
-from ffkernels.triton import device, plan, tiles, tune
+from ffkernels.triton import in_flight, plan, tiles, tune
 
 pytest.importorskip("triton")
+aot = pytest.importorskip("ffkernels.triton.aot")
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
@@ -66,14 +66,6 @@ def matrix(update):
                 yield pytest.param(arch, mode, tile, id=f"sm_{arch}-{mode}-{tile.m}x{tile.n}x{tile.k}-{i}")
 
 
-def update_matrix():
-    """Every tile in bf16, the smallest in the other modes: their products are those of the plain kernels."""
-    for case in matrix(update=True):
-        arch, mode, tile = case.values
-        if mode == "bf16" or tile == table(arch, mode, True)[-1]:
-            yield case
-
-
 def in_both_orders(op, mode, given, arch, tile, splits=1):
     with on_ptx(arch, tile, splits) as reports:
         first = verify(op, mode, given)
@@ -100,7 +92,7 @@ def test_update(arch, mode, tile):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("arch", "mode", "tile"), list(update_matrix()))
+@pytest.mark.parametrize(("arch", "mode", "tile"), list(matrix(update=True)))
 def test_step(arch, mode, tile):
     """The loss inside the update, over four blocks of rows: its main loop goes round with products in flight."""
     given = arguments("ff_step_", mode, (3 * tile.k + 6, tile.n + 8, tile.m + 8)) | {"row_term": None, "col_term": None}
@@ -108,7 +100,7 @@ def test_step(arch, mode, tile):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("arch", "mode", "tile"), [c for c in update_matrix() if c.values[2].n <= 128])
+@pytest.mark.parametrize(("arch", "mode", "tile"), [c for c in matrix(update=True) if c.values[2].n <= 128])
 def test_labelled_step(arch, mode, tile):
     size = max(tile.m, tile.n) + 8
     given = arguments("ff_label_step_", mode, (tile.k + 6, size, size))
@@ -127,16 +119,71 @@ def test_split_step(arch, mode):
     assert names == ["forward_kernel", "update_kernel", "reduce_kernel"]
 
 
-def test_why_squares_have_a_load_of_their_own():
+def test_why_a_forward_waits_for_its_products(monkeypatch):
     """One load for a wgmma and for something else: the compiler frees its buffer when only the other use is done.
 
-    common.load_again keeps clear of it. Where this test fails, the compiler has been mended.
+    common.settled keeps clear of it. Where this test fails, the compiler has been mended.
     """
     tile = table(90, "bf16")[-1]
     given = arguments("ff_forward", "bf16", (tile.m, 4 * tile.k, tile.n)) | {"x_sqnorm": None}
-    as_if_mma = replace(tiles.DEVICES["sm_90"], wgmma=False)
-    with on_ptx(90, tile), device.stand_in(as_if_mma), pytest.raises(ptx.PtxFault, match="not waited for"):
+    monkeypatch.setattr(plan, "settles", lambda *args: False)
+    with on_ptx(90, tile), pytest.raises(ptx.PtxFault, match="read by wgmma .* not waited for"):
         ff.ff_forward(**given)
+
+
+def many_parts(mode):
+    """A step whose forward leaves 32 parts of the goodness, in rows that are copied 16 bytes at a time."""
+    given = arguments("ff_step_", mode, (208, 40, 32 * 32)) | {"row_term": None, "col_term": None}
+    return given, table(90, mode)[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["bf16", "fp16", "medium"])
+def test_many_parts_of_the_goodness(mode):
+    given, tile = many_parts(mode)
+    assert in_both_orders("ff_step_", mode, given, 90, tile) == ["forward_kernel", "update_kernel"]
+
+
+def test_why_an_update_waits_for_its_products(monkeypatch):
+    """Otherwise an operand is made in registers that the product of the round before still reads.
+
+    Both the PTX interpreter and the reader of PTX (in_flight.py) find it.
+    """
+    given, tile = many_parts("bf16")
+    monkeypatch.setattr(plan, "settles", lambda *args: False)
+    given["x_sqnorm"] = torch.ones(208)  # so that the forward has nothing to wait for
+    with on_ptx(90, tile), pytest.raises(ptx.PtxFault, match="writes a source of a wgmma") as caught:
+        ff.ff_step_(**given)
+    with aot.compiling("sm_90") as kernels, chosen(tile), monkeypatch.context() as patch:
+        patch.setattr(aot, "ROWS", 208)
+        patch.setattr(aot, "DEPTH", 40)
+        patch.setattr(aot, "COLS", 1024)
+        aot._launch(aot.Variant("ff_step_", "bf16", tile, tile, optimizer="momentum"))
+    found = in_flight.touched(kernels[-1].asm["ptx"])
+    assert found
+    assert all(t.text.startswith("ld.shared") for t in found)
+    assert caught.value.opcode.startswith("ld.shared")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["bf16", "fp16", "tf32", "medium"])
+def test_no_update_touches_registers_in_flight(mode, monkeypatch):
+    """On every tile of the table for sm_90, from one part of the goodness to 32."""
+    monkeypatch.setattr(aot, "ROWS", 4096)
+    monkeypatch.setattr(aot, "DEPTH", 256)
+    narrow = table(90, mode)[-1]
+    for tile in table(90, mode, True):
+        for parts in (1, 8, 32):
+            monkeypatch.setattr(aot, "COLS", narrow.n * parts)
+            variant = aot.Variant("ff_step_", mode, narrow, tile)
+            assert [c.in_flight for c in compiled(variant)] == [0, 0], (tile, parts)
+
+
+def compiled(variant):
+    """As aot.compile_variant, without the machine code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(aot, "of_cubin", lambda cubin: None)
+        return aot.compile_variant("sm_90", variant)
 
 
 @pytest.mark.slow

@@ -55,7 +55,8 @@ def test_unknown_architectures_take_the_nearest(arch, found):
 def test_grids_cover_the_result(arch, layer):
     forward, update, *_ = plan.plan("ff_step_", layer, arch)
     assert forward.blocks == ceil_div(layer.rows, forward.tile.m) * ceil_div(layer.cols, forward.tile.n)
-    assert update.grid == (ceil_div(layer.cols, update.tile.m) * ceil_div(layer.depth, update.tile.n), update.splits)
+    tiles_of_weight = ceil_div(layer.cols, update.tile.m) * ceil_div(layer.depth, update.tile.n)
+    assert update.grid == (tiles_of_weight + 1, update.splits), "one more program computes the loss"
     assert update.splits * update.split_rows >= layer.rows
     assert (update.splits - 1) * update.split_rows < layer.rows, "a split without rows"
     assert update.split_rows % update.tile.k == 0, "a tile of rows must not reach into the next split"

@@ -27,6 +27,7 @@ from torch import Tensor
 from ..optim import SGD, Adam, AdamW, Optimizer
 from . import device as devices
 from . import plan
+from .in_flight import touched
 from .machine_code import MachineCode, of_amdgcn, of_cubin
 from .tiles import DEVICES, Tile, candidates
 
@@ -68,6 +69,7 @@ class Compiled:
     warps: int
     stages: int
     code: MachineCode
+    in_flight: int  # instructions that touch registers of a wgmma in flight
 
 
 _OPTIMIZERS: dict[str, Optimizer] = {
@@ -206,7 +208,8 @@ def compile_variant(arch: str, variant: Variant) -> list[Compiled]:
 def _read(arch: str, variant: Variant, kernel: Any) -> Compiled:
     meta = kernel.metadata
     code = of_cubin(kernel.asm["cubin"]) if "cubin" in kernel.asm else of_amdgcn(kernel.asm["amdgcn"])
-    return Compiled(arch, meta.name, variant, meta.shared, meta.num_warps, meta.num_stages, code)
+    in_flight = len(touched(kernel.asm["ptx"])) if "ptx" in kernel.asm else 0
+    return Compiled(arch, meta.name, variant, meta.shared, meta.num_warps, meta.num_stages, code, in_flight)
 
 
 def _compile_many(arch: str, found: Sequence[Variant]) -> list[Compiled]:
@@ -244,7 +247,7 @@ def _widths(found: dict[int, int]) -> str:
 def rows(compiled: Sequence[Compiled]) -> list[list[str]]:
     """The report, heading first. Memory accesses are instructions x bytes; TMA: copies by tensor descriptor."""
     table = [["arch", "kernel", "op", "operands", "tile", "warps", "stages", "registers", "spills", "shared", "matrix",
-              "loads", "stores", "TMA", "loop: instructions", "products", "divisions"]]  # fmt: skip
+              "loads", "stores", "TMA", "loop: instructions", "products", "divisions", "in flight"]]  # fmt: skip
     for c in compiled:
         v, code = c.variant, c.code
         loop = [str(code.loop.get(name, "-")) for name in ("instructions", "products", "divisions")]
@@ -255,7 +258,7 @@ def rows(compiled: Sequence[Compiled]) -> list[list[str]]:
             c.arch, c.kernel, op, v.operands, f"{tile.m}x{tile.n}x{tile.k}", str(c.warps), str(c.stages),
             str(code.registers), str(code.spills), str(c.shared),
             " ".join(f"{count} {family}" for family, count in code.matrix.items()) or "-", _widths(code.loads),
-            _widths(code.stores), str(code.bulk_copies), *loop,
+            _widths(code.stores), str(code.bulk_copies), *loop, str(c.in_flight),
         ])  # fmt: skip
     return table
 

@@ -148,7 +148,7 @@ def _tile_constants(tile: Tile) -> dict[str, int | str | bool]:
 
 
 def settles(layer: Layer, device: Device, tile: Tile) -> bool:
-    """Whether a product has to be waited for before its operands may be used or made anew: wgmma, see common.settled."""
+    """Whether a product must be waited for before its operands are made anew: a wgmma, see common.settled."""
     return device.number == 90 and layer.kind != "exact" and tile.m >= 64
 
 

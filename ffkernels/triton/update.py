@@ -287,76 +287,20 @@ def update_kernel(
     sum_dz = tl.zeros((BLOCK_M, BLOCK_K // FOLD), tl.float32)
     if SETTLE:
         ahead, sum_dz = scaled_rows(
-            y,
-            coef,
-            sign,
-            goodness,
-            norm,
-            row_term,
-            d,
-            sum_dz,
-            begin,
-            end,
-            row,
-            M,
-            N,
-            y_stride,
-            parts,
-            eps,
-            inv_width,
-            inv_divisor,
-            threshold,
-            inv_temperature,
-            coef_scale,
-            peer_scale,
-            scale,
-            NORMALIZE,
-            PARTS,
-            Y_UNIT,
-            PEER,
-            BIAS,
-            FOLD,
-            BLOCK_M,
-            BLOCK_K,
-        )
+            y, coef, sign, goodness, norm, row_term, d, sum_dz, begin, end, row, M, N, y_stride, parts, eps,
+            inv_width, inv_divisor, threshold, inv_temperature, coef_scale, peer_scale, scale, NORMALIZE, PARTS,
+            Y_UNIT, PEER, BIAS, FOLD, BLOCK_M, BLOCK_K,
+        )  # fmt: skip
         ahead = as_bits(ahead, MODE)
         for start in tl.range(begin, end, BLOCK_K, num_stages=SETTLE):
             b = load_tile(x, start, col, end, K, x_stride, BLOCK_K, BLOCK_N, X_UNIT)
             acc = multiply(of_bits(ahead, b.dtype, MODE), b, acc, MODE)
             # while the product runs
             ahead, sum_dz = scaled_rows(
-                y,
-                coef,
-                sign,
-                goodness,
-                norm,
-                row_term,
-                d,
-                sum_dz,
-                start + BLOCK_K,
-                end,
-                row,
-                M,
-                N,
-                y_stride,
-                parts,
-                eps,
-                inv_width,
-                inv_divisor,
-                threshold,
-                inv_temperature,
-                coef_scale,
-                peer_scale,
-                scale,
-                NORMALIZE,
-                PARTS,
-                Y_UNIT,
-                PEER,
-                BIAS,
-                FOLD,
-                BLOCK_M,
-                BLOCK_K,
-            )
+                y, coef, sign, goodness, norm, row_term, d, sum_dz, start + BLOCK_K, end, row, M, N, y_stride, parts,
+                eps, inv_width, inv_divisor, threshold, inv_temperature, coef_scale, peer_scale, scale, NORMALIZE,
+                PARTS, Y_UNIT, PEER, BIAS, FOLD, BLOCK_M, BLOCK_K,
+            )  # fmt: skip
             ahead = as_bits(ahead, MODE)
             if start < end:  # always; what stands under an `if` is put behind the loop's loads
                 acc = settled(acc)
@@ -364,38 +308,10 @@ def update_kernel(
         for start in range(begin, end, BLOCK_K):
             b = load_tile(x, start, col, end, K, x_stride, BLOCK_K, BLOCK_N, X_UNIT)
             left, sum_dz = scaled_rows(
-                y,
-                coef,
-                sign,
-                goodness,
-                norm,
-                row_term,
-                d,
-                sum_dz,
-                start,
-                end,
-                row,
-                M,
-                N,
-                y_stride,
-                parts,
-                eps,
-                inv_width,
-                inv_divisor,
-                threshold,
-                inv_temperature,
-                coef_scale,
-                peer_scale,
-                scale,
-                NORMALIZE,
-                PARTS,
-                Y_UNIT,
-                PEER,
-                BIAS,
-                FOLD,
-                BLOCK_M,
-                BLOCK_K,
-            )
+                y, coef, sign, goodness, norm, row_term, d, sum_dz, start, end, row, M, N, y_stride, parts, eps,
+                inv_width, inv_divisor, threshold, inv_temperature, coef_scale, peer_scale, scale, NORMALIZE, PARTS,
+                Y_UNIT, PEER, BIAS, FOLD, BLOCK_M, BLOCK_K,
+            )  # fmt: skip
             acc = multiply(left, b, acc, MODE)
     acc = acc * largest
 
