@@ -100,6 +100,13 @@ def pretend(monkeypatch, kernels):
     monkeypatch.setattr(backends, "_chosen", {})
 
 
+def test_triton_kernels_serve_cuda_and_hip_tensors():
+    """The dispatch key of tensors in torch's HIP builds is "CUDA" (masquerading) or "HIP": registered for either."""
+    for op in ("ff_forward", "ff_step_", "ff_label_step_", "ff_network_step_", "apply_gradient_"):
+        for key in ("CUDA", "HIP"):
+            assert torch._C._dispatch_has_computed_kernel_for_dispatch_key(f"ffkernels::{op}.triton", key), (op, key)
+
+
 def test_a_chosen_backend_without_the_kernel_refuses_and_auto_goes_on(monkeypatch):
     pretend(monkeypatch, {"ff_grad": backends.Kernel(("cuda",), (torch.float16,))})
     with ff.use_backend("triton"):

@@ -127,7 +127,7 @@ def test_why_a_forward_waits_for_its_products(monkeypatch):
     tile = table(90, "bf16")[-1]
     given = arguments("ff_forward", "bf16", (tile.m, 4 * tile.k, tile.n)) | {"x_sqnorm": None}
     monkeypatch.setattr(plan, "settles", lambda *args: False)
-    with on_ptx(90, tile), pytest.raises(ptx.PtxFault, match="read by wgmma .* not waited for"):
+    with on_ptx(90, tile), pytest.raises(ptx.PtxFault, match=r"read by wgmma .* not waited for"):
         ff.ff_forward(**given)
 
 
@@ -168,12 +168,12 @@ def test_why_an_update_waits_for_its_products(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["bf16", "fp16", "tf32", "medium"])
 def test_no_update_touches_registers_in_flight(mode, monkeypatch):
-    """On every tile of the table for sm_90, from one part of the goodness to 32."""
+    """On every tile of the table for sm_90; in bf16 from one part of the goodness to 32."""
     monkeypatch.setattr(aot, "ROWS", 4096)
     monkeypatch.setattr(aot, "DEPTH", 256)
     narrow = table(90, mode)[-1]
     for tile in table(90, mode, True):
-        for parts in (1, 8, 32):
+        for parts in (1, 8, 32) if mode == "bf16" else (32,):
             monkeypatch.setattr(aot, "COLS", narrow.n * parts)
             variant = aot.Variant("ff_step_", mode, narrow, tile)
             assert [c.in_flight for c in compiled(variant)] == [0, 0], (tile, parts)
@@ -267,7 +267,7 @@ def test_updates_run_beside_the_next_forward(monkeypatch):
 
     with launch._beside(x) as beside:
         for i in (1, 2):
-            launch._run([named(f"forward {i}")], x)
+            launch.run([named(f"forward {i}")], x)
             beside([named(f"update {i}")])
     assert seen == [
         "forward 1 on main", "side waits for main", "update 1 on side",

@@ -284,6 +284,23 @@ def test_a_cpu_is_no_gpu_unless_one_stands_in(monkeypatch):
     assert device.stand_ins() == ()
 
 
+def test_a_hip_device_is_known_by_its_gcn_name(monkeypatch):
+    """As torch's HIP builds tell it: the device type is "cuda"."""
+    from types import SimpleNamespace
+
+    properties = SimpleNamespace(gcnArchName="gfx942:sramecc+:xnack-", multi_processor_count=304, major=9, minor=4)
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    device._of_index.cache_clear()
+    try:
+        assert device.describe(torch.device("cuda", 0)) == DEVICES["gfx942"]
+    finally:
+        device._of_index.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(device, "missing", lambda: None)
+    assert device.unavailable() is None, "no compute capability is asked for"
+
+
 def test_why_it_is_unavailable(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -11,268 +11,35 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..dropout import drop_below
 from ..optim import state_dtype
-from . import plan, tune
-from .device import describe
+from . import plan
 from .dropout import dropout_kernel
-from .forward import forward_kernel
-from .label_forward import label_forward_kernel
-from .label_update import label_update_kernel
+from .halves import (
+    HYPER,
+    Labels,
+    Loss,
+    Peer,
+    Prepared,
+    Update,
+    contiguous,
+    contiguous_rows,
+    forward,
+    layer_of,
+    plan_of,
+    prepare,
+    run,
+    unit_of,
+    update_launches,
+)
 from .plan import Launch, Layer
 from .reduce import reduce_kernel
 from .rows import goodness_kernel, sqnorm_kernel
 from .tiles import Device
-from .update import update_kernel
-
-HYPER = 5  # numbers of a layer in a flat list of hyper-parameters
-Prepared = Callable[[], object]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Arguments
-
-
-def _rows(t: Tensor) -> Tensor:
-    """A matrix whose rows are contiguous, whatever lies between them."""
-    return t if t.stride(1) == 1 else t.contiguous()
-
-
-def _vector(t: Tensor | None) -> Tensor | None:
-    return None if t is None else t.contiguous()
-
-
-def _unit(t: Tensor, device: Device, kind: str) -> int:
-    if t.shape[0] == 0 or t.stride(0) < t.shape[1]:  # no rows, or one row that stands for all: no descriptor
-        return math.gcd(t.stride(0), t.shape[1], plan.PAD)
-    return plan.unit(t.stride(0), t.shape[1], t.element_size(), t.data_ptr(), device, kind)
-
-
-def _tiles(t: Tensor, unit: int, rows: int, cols: int) -> Any:
-    """``t`` as `common.load_tile` takes it."""
-    return t if unit else TensorDescriptor.from_tensor(t, [rows, cols])
-
-
-def _prepare(kernel: Any, launch: Launch, *args: Any, **constants: Any) -> Prepared:
-    options = {**launch.constants, **constants, "num_warps": launch.warps, "num_stages": launch.stages}
-    return functools.partial(kernel[launch.grid], *args, **options)
-
-
-@dataclass(frozen=True)
-class Update:
-    """What the epilogue of an update works on: the optimizer's flat arguments, or where a gradient goes."""
-
-    weight: Tensor  # (N, K), in place
-    bias: Tensor | None  # (N,), in place
-    state: Sequence[Tensor] = ()  # step, the weight's slots, the bias's slots
-    kind: str = "store"
-    lr: Tensor | None = None
-    hyper: Sequence[float] = (0.0,) * HYPER
-
-    @property
-    def slots(self) -> int:
-        """Tensors like the weight in the state."""
-        return (len(self.state) - 1) // (1 if self.bias is None else 2)
-
-    @property
-    def step(self) -> Tensor | None:
-        return self.state[0] if self.state else None
-
-    def targets(self) -> tuple[Tensor | None, ...]:
-        """weight, bias, slot0, slot1, bias_slot0, bias_slot1, step, lr: as the kernels take them."""
-        slots = [*self.state[1 : 1 + self.slots], None, None][:2]
-        bias_slots = [*self.state[1 + self.slots :], None, None][:2]
-        return (self.weight, self.bias, *slots, *bias_slots, self.step, self.lr)
-
-    def numbers(self) -> tuple[float, ...]:
-        """rate, h1 to h4, log_beta1, log_beta2."""
-        betas = self.hyper[1:3] if self.kind in ("adam", "adamw") else (1.0, 1.0)
-        return (*self.hyper, *(math.log(beta) if beta > 0 else -math.inf for beta in betas))
-
-
-@dataclass(frozen=True)
-class Loss:
-    """The logistic loss: where its inputs come from and its results go."""
-
-    parts: Tensor  # (tiles, M): add up to G
-    sign: Tensor | None  # (M,); None: the first half of the rows is positive, the other negative
-    goodness: Tensor  # (M,), written
-    loss: Tensor  # (), written
-    divisor: float  # E
-    threshold: float
-    temperature: float
-
-
-def _layer(
-    x: Tensor, weight: Tensor, bias: Tensor | None, normalize: str, activation: str, precision: str, **more: Any
-) -> tuple[Layer, Device]:
-    device = describe(x.device)
-    name = str(x.dtype).removeprefix("torch.")
-    layer = Layer(
-        x.shape[0], weight.shape[1], weight.shape[0], name, precision, bias is not None, normalize, activation, **more
-    )
-    return replace(layer, x_unit=_unit(x, device, layer.kind), w_unit=_unit(weight, device, layer.kind)), device
-
-
-def _plan(op: str, layer: Layer, device: Device, x: Tensor) -> tuple[Launch, ...]:
-    if tune.enabled():
-        tune.ensure(layer, device, x)
-    return plan.plan(op, layer, device)
-
-
-def _row_constants(layer: Layer, eps: float) -> tuple[float, float]:
-    return eps, 1.0 / layer.depth
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The two halves of a layer
-
-
-@dataclass(frozen=True)
-class Peer:
-    """Peer normalisation of a layer: its running mean, and what the forward leaves for the update (peer.py)."""
-
-    mean: Tensor  # (N,), in place
-    strength: float
-    before: Tensor  # (N,)
-    sums: Tensor  # (tiles of M, N)
-    counts: Tensor  # (tiles of M,)
-
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        return self.mean, self.before, self.sums, self.counts
-
-
-_NO_PEER: tuple[Tensor | None, ...] = (None, None, None, None)
-
-
-@dataclass(frozen=True)
-class Labels:
-    """Which label stands in which row of y: input b and candidate c in row b row_b + c row_c."""
-
-    first: Tensor  # (B, C), or of the positive rows (B,)
-    second: Tensor | None  # of the negative rows (B,)
-    candidates: int
-    num_classes: int
-    strength: float
-    row_b: int
-    row_c: int
-
-
-def _forward(
-    launch: Launch,
-    layer: Layer,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    eps: float,
-    y: Tensor,  # (M, N), written
-    p: Tensor | None,  # (M, N), written
-    parts: Tensor,  # (tiles of N, M), written
-    sqnorm: Tensor | None,  # (Q, M): add up to the squared norms
-    scale_out: Tensor | None,  # (M,), written
-    step: Tensor | None,
-    labels: Labels | None,
-    device: Device,
-    sign: Tensor | None = None,
-    peer: Peer | None = None,
-) -> Prepared:
-    tile = launch.tile
-    assert tile is not None
-    a = _tiles(x, layer.x_unit, tile.m, tile.k)
-    b = _tiles(weight, layer.w_unit, tile.n, tile.k)
-    again = plan.loads_again(layer, device)
-    y_unit = math.gcd(y.stride(0), layer.cols, plan.PAD)
-    strides = (x.stride(0), weight.stride(0), y.stride(0))
-    peers = _NO_PEER if peer is None else peer.tensors()
-    if labels is None:
-        return _prepare(
-            forward_kernel, launch, a, x if again else None, b, bias, sqnorm, y, p, parts, scale_out, step, sign,
-            *peers, layer.rows, layer.depth, layer.cols, *strides, 0 if sqnorm is None else sqnorm.shape[0],
-            *_row_constants(layer, eps), Y_UNIT=y_unit,
-        )  # fmt: skip
-    return _prepare(
-        label_forward_kernel, launch, a, x, b, weight, bias, labels.first, labels.second, y, p, parts, scale_out, step,
-        *peers, layer.inputs, layer.depth, layer.cols, labels.candidates, labels.num_classes, labels.row_b,
-        labels.row_c, *strides, labels.strength, *_row_constants(layer, eps), Y_UNIT=y_unit, AGAIN=again,
-    )  # fmt: skip
-
-
-def _update(
-    launches: Sequence[Launch],
-    layer: Layer,
-    x: Tensor,
-    y: Tensor,
-    coef: Tensor | None,
-    loss: Loss | None,
-    norm: Tensor | None,  # (M,): row scales beside a loss, squared norms beside coefficients
-    row_term: Tensor | None,
-    col_term: Tensor | None,
-    eps: float,
-    update: Update,
-    labels: Labels | None = None,
-    peer: Peer | None = None,
-) -> list[Prepared]:
-    first, tile, splits = launches[0], launches[0].tile, launches[0].splits
-    assert tile is not None
-    new = functools.partial(torch.empty, dtype=torch.float32, device=x.device)
-    target = update
-    loss_out = None if loss is None else loss.loss
-    if splits > 1:  # parts of the gradient and of the loss, which reduce_kernel adds
-        parts_bias = None if update.bias is None else new(splits, layer.cols)
-        target = Update(new(splits, layer.cols, layer.depth), parts_bias)
-        loss_out = None if loss is None else new(splits)
-    a, b = _tiles(x, layer.x_unit, tile.k, tile.n), _tiles(y, layer.y_unit, tile.k, tile.m)
-    eps_width = _row_constants(layer, eps)
-    if loss is None:
-        scales = (0.0, 0.0, 1.0, 2.0, 0.0)
-        sums, out = None, None
-    else:
-        mean = 1.0 / layer.rows
-        scales = (1.0 / loss.divisor, loss.threshold, loss.temperature, 2.0 / loss.divisor * mean, mean)
-        sums = loss.parts
-        out = None if sums.data_ptr() == loss.goodness.data_ptr() else loss.goodness
-    parts = 0 if sums is None else sums.shape[0]
-    peers, peer_numbers = _NO_PEER, (0.0, 0.0, 0)
-    if peer is not None:
-        peers, peer_numbers = peer.tensors(), (peer.strength, scales[3], peer.counts.shape[0])
-    tail = (*scales, *peer_numbers, *target.numbers())
-    if labels is None:
-        sign = None if loss is None else loss.sign
-        prepared = _prepare(
-            update_kernel, first, a, b, coef, sign, sums, norm, row_term, col_term, *peers,
-            *target.targets(), out, loss_out, layer.rows, layer.depth, layer.cols, x.stride(0), y.stride(0), parts,
-            first.split_rows, *eps_width, *tail,
-        )  # fmt: skip
-    else:
-        prepared = _prepare(
-            label_update_kernel, first, a, b, labels.first, labels.second, sums, norm, row_term, col_term,
-            *peers, *target.targets(), out, loss_out, layer.inputs, layer.depth, layer.cols, labels.num_classes,
-            x.stride(0), y.stride(0), parts, first.split_rows, labels.strength, *tail,
-        )  # fmt: skip
-    if splits == 1:
-        return [prepared]
-    final = None if loss is None else loss.loss
-    reduce = _prepare(
-        reduce_kernel, launches[1], target.weight, target.bias, loss_out, *update.targets(), final, splits,
-        layer.cols * layer.depth, layer.cols, *update.numbers(),
-    )  # fmt: skip
-    return [prepared, reduce]
-
-
-def _run(prepared: Sequence[Prepared], x: Tensor) -> None:
-    with torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext():
-        for launch in prepared:
-            launch()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The ops
 
 
 def _outputs(x: Tensor, rows: int, cols: int, curved: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -294,14 +61,14 @@ def _forward_op(
     y, goodness, p = _outputs(x, layer.rows, layer.cols, return_p)
     if layer.rows == 0:
         return y, goodness, p
-    first, *rest = _plan(op, layer, device, x)
+    first, *rest = plan_of(op, layer, device, x)
     parts = _parts(goodness, first, layer.cols)
     prepared = [
-        _forward(first, layer, x, weight, bias, eps, y, p if return_p else None, parts, sqnorm, None, None, labels,
+        forward(first, layer, x, weight, bias, eps, y, p if return_p else None, parts, sqnorm, None, None, labels,
                  device)
     ]  # fmt: skip
-    prepared += [_prepare(goodness_kernel, launch, parts, goodness, parts.shape[0], layer.rows) for launch in rest]
-    _run(prepared, x)
+    prepared += [prepare(goodness_kernel, launch, parts, goodness, parts.shape[0], layer.rows) for launch in rest]
+    run(prepared, x)
     return y, goodness, p
 
 
@@ -309,9 +76,9 @@ def ff_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, x_sqnorm: Tensor | None, normalize: str, eps: float,
     activation: str, precision: str, return_p: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    x, weight, bias = _rows(x), _rows(weight), _vector(bias)
+    x, weight, bias = contiguous_rows(x), contiguous_rows(weight), contiguous(bias)
     sqnorm = None if x_sqnorm is None or normalize == "none" else x_sqnorm.contiguous()[None]
-    layer, device = _layer(x, weight, bias, normalize, activation, precision, sqnorm_parts=int(sqnorm is not None))
+    layer, device = layer_of(x, weight, bias, normalize, activation, precision, sqnorm_parts=int(sqnorm is not None))
     return _forward_op("ff_forward", layer, device, x, weight, bias, sqnorm, eps, return_p, None)
 
 
@@ -324,10 +91,12 @@ def ff_label_forward(
     x: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None, num_classes: int, strength: float, normalize: str,
     eps: float, activation: str, precision: str, return_p: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    x, weight, bias = _rows(x), _rows(weight), _vector(bias)
+    x, weight, bias = contiguous_rows(x), contiguous_rows(weight), contiguous(bias)
     count = labels.shape[1]
     given = Labels(labels.contiguous(), None, count, num_classes, _stored(strength, x), count, 1)
-    layer, device = _layer(x, weight, bias, normalize, activation, precision, candidates=count, num_classes=num_classes)
+    layer, device = layer_of(
+        x, weight, bias, normalize, activation, precision, candidates=count, num_classes=num_classes
+    )
     layer = replace(layer, rows=x.shape[0] * count)
     return _forward_op("ff_label_forward", layer, device, x, weight, bias, None, eps, return_p, given)
 
@@ -338,13 +107,13 @@ def _given_update(
     update: Update,
 ) -> list[Prepared]:  # fmt: skip
     """The launches of ff_grad and ff_update_, where the coefficients are given."""
-    x, y = _rows(x), _rows(y)
-    layer, device = _layer(
+    x, y = contiguous_rows(x), contiguous_rows(y)
+    layer, device = layer_of(
         x, weight, bias, normalize, activation, precision, optimizer=update.kind, slots=update.slots,
         sqnorm_parts=int(x_sqnorm is not None), peer=row_term is not None,
     )  # fmt: skip
-    layer = replace(layer, y_unit=_unit(y, device, layer.kind))
-    launches = _plan(op, layer, device, x)
+    layer = replace(layer, y_unit=unit_of(y, device, layer.kind))
+    launches = plan_of(op, layer, device, x)
     prepared, sqnorm = [], None
     if normalize != "none":
         if x_sqnorm is not None:
@@ -355,9 +124,9 @@ def _given_update(
             first, launches = launches[0], launches[1:]
             unit = math.gcd(x.stride(0), layer.depth, plan.PAD)
             args = (x, sqnorm, layer.rows, layer.depth, x.stride(0))
-            prepared.append(_prepare(sqnorm_kernel, first, *args, X_UNIT=unit))
-    return prepared + _update(
-        launches, layer, x, y, coef.contiguous(), None, sqnorm, _vector(row_term), _vector(col_term), eps, update
+            prepared.append(prepare(sqnorm_kernel, first, *args, X_UNIT=unit))
+    return prepared + update_launches(
+        launches, layer, x, y, coef.contiguous(), None, sqnorm, contiguous(row_term), contiguous(col_term), eps, update
     )
 
 
@@ -384,7 +153,7 @@ def ff_grad(
         precision,
         out,
     )
-    _run(prepared, x)
+    run(prepared, x)
     return grad_weight, grad_bias
 
 
@@ -399,7 +168,7 @@ def ff_update_(
         update,
     )  # fmt: skip
     state[0].add_(1)  # the kernels read the step count: it must not change while they run
-    _run(prepared, x)
+    run(prepared, x)
 
 
 def apply_gradient_(
@@ -409,11 +178,11 @@ def apply_gradient_(
     n, k = weight.shape
     update = Update(weight, bias, state, optimizer, lr, hyper)
     launch = plan.reduce(Layer(1, k, n, bias=bias is not None), 1, optimizer)
-    prepared = _prepare(
+    prepared = prepare(
         reduce_kernel, launch, grad_weight, grad_bias, None, *update.targets(), None, 1, n * k, n, *update.numbers()
     )
     state[0].add_(1)
-    _run([prepared], weight)
+    run([prepared], weight)
 
 
 @dataclass(frozen=True)
@@ -434,13 +203,13 @@ def _step(
     peer_mean: Tensor | None = None, peer_strength: float = 0.0,
 ) -> _Step:  # fmt: skip
     weight, bias = update.weight, update.bias
-    layer, device = _layer(
+    layer, device = layer_of(
         x, weight, bias, normalize, activation, precision, optimizer=update.kind, slots=update.slots,
         sqnorm_parts=0 if sqnorm is None else sqnorm.shape[0], peer=row_term is not None or peer_mean is not None,
         candidates=0 if labels is None else labels.candidates, num_classes=0 if labels is None else labels.num_classes,
     )  # fmt: skip
-    layer = replace(layer, rows=y.shape[0], y_unit=_unit(y, device, layer.kind))
-    first, *rest = _plan("ff_step_", layer, device, x)
+    layer = replace(layer, rows=y.shape[0], y_unit=unit_of(y, device, layer.kind))
+    first, *rest = plan_of("ff_step_", layer, device, x)
     parts = _parts(goodness, first, layer.cols)
     p = torch.empty_strided(y.shape, y.stride(), dtype=y.dtype, device=y.device) if activation != "relu" else None
     scale = None
@@ -452,15 +221,15 @@ def _step(
         tiles = plan.ceil_div(layer.inputs, first.tile.m)
         new = functools.partial(torch.empty, dtype=torch.float32, device=x.device)
         peer = Peer(peer_mean, peer_strength, new(layer.cols), new(tiles, layer.cols), new(tiles))
-    forward = _forward(
+    first_half = forward(
         first, layer, x, weight, bias, eps, y, p, parts, sqnorm, scale, update.step, labels, device,
         None if peer is None else sign, peer,
     )  # fmt: skip
     logistic = Loss(parts, sign, goodness, loss, divisor, threshold, temperature)
-    second = _update(
+    second = update_launches(
         rest, layer, x, y if p is None else p, None, logistic, scale, row_term, col_term, eps, update, labels, peer,
     )  # fmt: skip
-    return _Step(forward, second, y, parts, (p, scale))
+    return _Step(first_half, second, y, parts, (p, scale))
 
 
 def _step_op(
@@ -472,9 +241,9 @@ def _step_op(
     loss = goodness.new_empty(())
     step = _step(
         x, sign, update, threshold, temperature, reduction, None if x_sqnorm is None else x_sqnorm.contiguous()[None],
-        normalize, eps, activation, _vector(row_term), _vector(col_term), precision, labels, y, goodness, loss,
+        normalize, eps, activation, contiguous(row_term), contiguous(col_term), precision, labels, y, goodness, loss,
     )  # fmt: skip
-    _run([step.forward, *step.update], x)
+    run([step.forward, *step.update], x)
     return y, goodness, loss
 
 
@@ -485,7 +254,7 @@ def ff_step_(
     col_term: Tensor | None, precision: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return _step_op(
-        _rows(x), sign.contiguous(), Update(weight, bias, state, optimizer, lr, hyper), threshold, temperature,
+        contiguous_rows(x), sign.contiguous(), Update(weight, bias, state, optimizer, lr, hyper), threshold, temperature,
         goodness, x_sqnorm, normalize, eps, activation, row_term, col_term, precision, None,
     )  # fmt: skip
 
@@ -502,7 +271,7 @@ def ff_label_step_(
     col_term: Tensor | None, precision: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return _step_op(
-        _rows(x), None, Update(weight, bias, state, optimizer, lr, hyper), threshold, temperature, goodness, None,
+        contiguous_rows(x), None, Update(weight, bias, state, optimizer, lr, hyper), threshold, temperature, goodness, None,
         normalize, eps, activation, row_term, col_term, precision,
         _pair(x, labels_pos, labels_neg, num_classes, strength),
     )  # fmt: skip
@@ -521,17 +290,17 @@ def _beside(x: Tensor) -> Iterator[Callable[[Sequence[Prepared]], None]]:
     launches run at once.
     """
     if not x.is_cuda:
-        yield lambda launches: _run(launches, x)
+        yield lambda launches: run(launches, x)
         return
     main, side = torch.cuda.current_stream(x.device), _side_stream(x.device.index)
 
-    def run(launches: Sequence[Prepared]) -> None:
+    def beside(launches: Sequence[Prepared]) -> None:
         side.wait_stream(main)
         with torch.cuda.stream(side):
-            _run(launches, x)
+            run(launches, x)
 
     try:
-        yield run
+        yield beside
     finally:
         main.wait_stream(side)
 
@@ -541,7 +310,7 @@ def _dropout(y: Tensor, p: float, seed: Tensor, layer: int) -> tuple[Prepared, T
     m, k = y.shape
     launch = plan.dropout(m, k, y.element_size())
     x, sqnorm = y.new_empty(m, plan.padded(k))[:, :k], torch.empty(1, m, dtype=torch.float32, device=y.device)
-    prepared = _prepare(
+    prepared = prepare(
         dropout_kernel, launch, y, seed, x, sqnorm, m, k, y.stride(0), x.stride(0), layer, drop_below(p), 1 / (1 - p)
     )
     return prepared, x, sqnorm
@@ -555,11 +324,11 @@ def ff_network_step_(
     activations: list[str], precisions: list[str], peers: list[float], peer_means: list[Tensor],
     dropouts: list[float], dropout_seed: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    x = _rows(x)
+    x = contiguous_rows(x)
     labels = None
     if labels_pos is not None and labels_neg is not None:
         labels = _pair(x, labels_pos, labels_neg, num_classes, strength)
-    sign = _vector(sign)
+    sign = contiguous(sign)
     rows = x.shape[0] * (1 if labels is None else 2)
     totals = torch.empty(len(weights), rows, dtype=torch.float32, device=x.device)
     losses = torch.empty(len(weights), dtype=torch.float32, device=x.device)
@@ -587,6 +356,6 @@ def ff_network_step_(
         given, sqnorm = step.y, step.parts  # G of this layer is the squared norm of the next one's input
     with _beside(x) as beside:
         for drop, step in zip(dropped, steps, strict=True):
-            _run([step.forward] if drop is None else [drop, step.forward], x)
+            run([step.forward] if drop is None else [drop, step.forward], x)
             beside(step.update)  # waits for this forward; the next forward does not wait for it
     return totals, losses
