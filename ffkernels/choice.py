@@ -104,7 +104,7 @@ def _triton_launches(op: str, layers: Sequence[Layer], arch: str) -> list[cost.L
             launch.bytes_read,
             launch.bytes_written,
             kernel=launch.kernel,
-            grid=launch.grid,
+            grid=launch.multiplying,
             rate=launch.rate,
             bytes_requested=launch.bytes_requested,
             resident=launch.resident,

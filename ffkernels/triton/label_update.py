@@ -148,7 +148,7 @@ def label_update_kernel(
             if SETTLE:
                 acc = settled(acc)
         write_gradient(acc * largest, row, col, num_classes, K, weight, slot0, slot1, N, K, numbers, EPILOGUE, W_UNIT,
-                       BLOCK_M, BLOCK_N, PIECES)  # fmt: skip
+                       BLOCK_M, BLOCK_N, PIECES, write_gradient)  # fmt: skip
         if bias is not None and tile_n == 0:
             finish(tl.sum(sum_dz, 1), bias, bias_slot0, bias_slot1, split * N + row, n, row + n < N, numbers, EPILOGUE,
                    True)  # fmt: skip
@@ -175,7 +175,7 @@ def label_update_kernel(
                 hot = one_hot(label, first, strength, LABELS).to(tile.dtype)
                 dw = multiply((dz * r[None, :]).to(tile.dtype), hot, dw, MODE)
         write_gradient(dw * largest, row, first, 0, num_classes, weight, slot0, slot1, N, K, numbers, EPILOGUE, 1,
-                       BLOCK_M, LABELS, 1)  # fmt: skip
+                       BLOCK_M, LABELS, 1, write_gradient)  # fmt: skip
 
 
 @triton.jit

@@ -254,8 +254,8 @@ def ff_step_(
     col_term: Tensor | None, precision: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return _step_op(
-        contiguous_rows(x), sign.contiguous(), Update(weight, bias, state, optimizer, lr, hyper), threshold, temperature,
-        goodness, x_sqnorm, normalize, eps, activation, row_term, col_term, precision, None,
+        contiguous_rows(x), sign.contiguous(), Update(weight, bias, state, optimizer, lr, hyper), threshold,
+        temperature, goodness, x_sqnorm, normalize, eps, activation, row_term, col_term, precision, None,
     )  # fmt: skip
 
 
@@ -271,8 +271,8 @@ def ff_label_step_(
     col_term: Tensor | None, precision: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return _step_op(
-        contiguous_rows(x), None, Update(weight, bias, state, optimizer, lr, hyper), threshold, temperature, goodness, None,
-        normalize, eps, activation, row_term, col_term, precision,
+        contiguous_rows(x), None, Update(weight, bias, state, optimizer, lr, hyper), threshold, temperature, goodness,
+        None, normalize, eps, activation, row_term, col_term, precision,
         _pair(x, labels_pos, labels_neg, num_classes, strength),
     )  # fmt: skip
 

@@ -100,11 +100,17 @@ class Launch:
     resident: int = 1  # blocks that share a multiprocessor, predicted
     splits: int = 1
     split_rows: int = 0  # of x and y, a split
+    light: int = 0  # blocks of each split that multiply nothing: the one that computes the loss
     stage: int = 0  # launches of one stage do not depend on one another and may run side by side
 
     @property
     def blocks(self) -> int:
         return math.prod(self.grid)
+
+    @property
+    def multiplying(self) -> tuple[int, ...]:
+        """The grid without the blocks whose work is too little to make a wave of tiles."""
+        return (self.grid[0] - self.light, *self.grid[1:])
 
     def tiles_of(self, cols: int) -> int:
         """Tiles over the columns of the result."""
@@ -289,6 +295,7 @@ def update(
     first = Launch(
         name, (blocks, splits), tile.warps, _update_stages(layer, tile, device, parts), constants, tile, flops, read,
         written, requested, _rate(layer), blocks_per_sm(tile, device, e), splits, split_rows,
+        int(parts > 0),
     )  # fmt: skip
     return (first,) if splits == 1 else (first, reduce(layer, splits, "store" if store else layer.optimizer, parts > 0))
 

@@ -115,7 +115,7 @@ def scaled_rows(
     STEP: tl.constexpr,
 ):
     """The product's left operand (ROWS, STEP): dz^T r of STEP rows from ``start`` on, 0 from ``end`` on; and sum_dz."""
-    tile = load_tile(y, tl.where(start < end, start, M), row, end, N, y_stride, STEP, ROWS, Y_UNIT)
+    tile = load_tile(y, start, row, end, N, y_stride, STEP, ROWS, Y_UNIT)
     rows = start + tl.arange(0, STEP)
     inside = rows < end
     c, positive, _, _ = row_coefficients(
@@ -164,17 +164,50 @@ def write_gradient(
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
     PIECES: tl.constexpr,  # parts of the columns that are in registers one after the other
+    AGAIN: tl.constexpr,  # write_gradient: Triton 3.4 does not compile a function that names itself
 ):
     """The epilogue of a tile of the gradient."""
     if PIECES > 1:
         left, right = halves(grad, ROWS, COLS)
         half: tl.constexpr = COLS // 2
-        write_gradient(
-            left, row, col, low, high, param, slot0, slot1, N, K, numbers, EPILOGUE, UNIT, ROWS, half, PIECES // 2
+        AGAIN(
+            left,
+            row,
+            col,
+            low,
+            high,
+            param,
+            slot0,
+            slot1,
+            N,
+            K,
+            numbers,
+            EPILOGUE,
+            UNIT,
+            ROWS,
+            half,
+            PIECES // 2,
+            AGAIN,
         )
         col += half
-        write_gradient(
-            right, row, col, low, high, param, slot0, slot1, N, K, numbers, EPILOGUE, UNIT, ROWS, half, PIECES // 2
+        AGAIN(
+            right,
+            row,
+            col,
+            low,
+            high,
+            param,
+            slot0,
+            slot1,
+            N,
+            K,
+            numbers,
+            EPILOGUE,
+            UNIT,
+            ROWS,
+            half,
+            PIECES // 2,
+            AGAIN,
         )
     else:
         K, high = tl.multiple_of(K, UNIT), tl.multiple_of(high, UNIT)
@@ -249,17 +282,17 @@ def update_kernel(
     SETTLE: tl.constexpr,  # stages of the main loop where each product is waited for (common.settled); 0: it is not
 ):
     pid, split = tl.program_id(0), tl.program_id(1)
-    tile_m, tile_n = tile_place(pid, tl.cdiv(N, BLOCK_M), tl.cdiv(K, BLOCK_N), GROUP)
-    row, col = tile_m * BLOCK_M, tile_n * BLOCK_N
     begin = split * split_rows
     end = tl.minimum(begin + split_rows, M)
-    n, m = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_K)
-    in_n = row + n < N
     if loss_out is not None:
         if pid == tl.num_programs(0) - 1:
             write_losses(sign, goodness, goodness_out, loss_out + split, begin, end, M, parts, inv_divisor, threshold,
                          temperature, loss_scale, PARTS, LOSS_ROWS)  # fmt: skip
             return
+    tile_m, tile_n = tile_place(pid, tl.cdiv(N, BLOCK_M), tl.cdiv(K, BLOCK_N), GROUP)
+    row, col = tile_m * BLOCK_M, tile_n * BLOCK_N
+    n, m = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_K)
+    in_n = row + n < N
 
     inv_temperature = 1.0 / temperature
     largest = 1.0
@@ -295,9 +328,10 @@ def update_kernel(
         for start in tl.range(begin, end, BLOCK_K, num_stages=SETTLE):
             b = load_tile(x, start, col, end, K, x_stride, BLOCK_K, BLOCK_N, X_UNIT)
             acc = multiply(of_bits(ahead, b.dtype, MODE), b, acc, MODE)
-            # while the product runs
+            # while the product runs; beyond the last rows, nothing is loaded
+            following = tl.where(start + BLOCK_K < end, start + BLOCK_K, M)
             ahead, sum_dz = scaled_rows(
-                y, coef, sign, goodness, norm, row_term, d, sum_dz, start + BLOCK_K, end, row, M, N, y_stride, parts,
+                y, coef, sign, goodness, norm, row_term, d, sum_dz, following, end, row, M, N, y_stride, parts,
                 eps, inv_width, inv_divisor, threshold, inv_temperature, coef_scale, peer_scale, scale, NORMALIZE,
                 PARTS, Y_UNIT, PEER, BIAS, FOLD, BLOCK_M, BLOCK_K,
             )  # fmt: skip
@@ -317,7 +351,8 @@ def update_kernel(
 
     numbers = step_numbers(step, lr, rate, h1, h2, h3, h4, log_beta1, log_beta2, EPILOGUE)
     weight += split.to(tl.int64) * N * K
-    write_gradient(acc, row, col, 0, K, weight, slot0, slot1, N, K, numbers, EPILOGUE, W_UNIT, BLOCK_M, BLOCK_N, PIECES)
+    write_gradient(acc, row, col, 0, K, weight, slot0, slot1, N, K, numbers, EPILOGUE, W_UNIT, BLOCK_M, BLOCK_N, PIECES,
+                   write_gradient)  # fmt: skip
     if bias is not None and tile_n == 0:
         finish(tl.sum(sum_dz, 1), bias, bias_slot0, bias_slot1, split * N + row, n, in_n, numbers, EPILOGUE, True)
     if peer_mean is not None and (tile_n == 0 and split == 0):
