@@ -100,6 +100,11 @@ _HOPPER = {
 }
 # an update's 128 x 256 spills there
 _BLACKWELL = {kind: found for kind, found in _HOPPER.items() if kind != "16bit update"}
+_CONSUMER_BLACKWELL = {
+    **_AMPERE_SMALL,
+    # the last one with 3 stages spills in fp16
+    "16bit update": (Tile(128, 128, 32, 8, 3), Tile(64, 64, 64, 4, 3), Tile(64, 32, 64, 4, 2)),
+}
 _CDNA3 = {
     "16bit": (Tile(128, 128, 64, 8, 2), Tile(64, 64, 64, 4, 2), Tile(64, 32, 64, 4, 2)),
     "tf32": (Tile(128, 64, 32, 4, 2), Tile(64, 32, 32, 4, 2)),
@@ -112,7 +117,7 @@ TABLE: dict[str, dict[str, tuple[Tile, ...]]] = {
     "sm_89": _AMPERE_SMALL,
     "sm_90": _HOPPER,
     "sm_100": _BLACKWELL,
-    "sm_120": _AMPERE_SMALL,
+    "sm_120": _CONSUMER_BLACKWELL,
     "gfx942": _CDNA3,
 }
 
