@@ -6,13 +6,17 @@
 
 namespace ffkernels::cuda {
 
-// Writes the columns of the labels into a slab of x: 0, or (with `hot`) `strength` at the row's label.
-template <int chunks, typename T>
-__device__ inline void overlay(unsigned char* tile, int tile_rows, int tile_cols, int first_row, int first_col,
-                               int rows, const Labels& labels, int minibatch, bool hot) {
+// Writes the columns of the labels into a slab of x: 0, or (with `hot`) `strength` at the row's label. A warp writes so
+// many columns of so many rows that each bank has one of them.
+template <int chunks, int tile_rows, typename T>
+__device__ inline void overlay(unsigned char* tile, int tile_cols, int first_row, int first_col, int rows,
+                               const Labels& labels, int minibatch, bool hot) {
+  constexpr int kColumns = chunks == 16 ? 8 : 16 / sizeof(T);
   const int width = min(tile_cols, labels.num_classes - first_col), base = rows / labels.candidates;
-  for (int i = threadIdx.x; i < tile_rows * width; i += kThreads) {
-    const int row = i / width, col = i % width, m = first_row + row;
+  for (int i = threadIdx.x; i / (tile_rows * kColumns) * kColumns < width; i += kThreads) {
+    const int row = i / kColumns % tile_rows, m = first_row + row;
+    const int col = i / (tile_rows * kColumns) * kColumns + i % kColumns;
+    if (col >= width) continue;
     float value = 0.f;
     if (hot && m < rows) {
       const int label = label_of(labels, minibatch, m % base, m / base);
@@ -48,8 +52,8 @@ __device__ inline void forward_tile(const Params& params, int index, int minibat
              [&](int slot, int step) {
                const uint32_t tile = slabs + slot * 2 * kTileBytes;
                if (with_labels && step * kSlab<math> < params.labels.num_classes) {
-                 overlay<kAlongChunks, T>(shared + slot * 2 * kTileBytes, kTile, kSlab<math>, first_row,
-                                          step * kSlab<math>, rows, params.labels, minibatch, false);
+                 overlay<kAlongChunks, kTile, T>(shared + slot * 2 * kTileBytes, kSlab<math>, first_row,
+                                                 step * kSlab<math>, rows, params.labels, minibatch, false);
                }
                if (sums_squares) squares += half_row_squares<T>(tile);
                forward_slab<math>(sums, tile, tile + kTileBytes);

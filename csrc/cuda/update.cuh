@@ -109,8 +109,8 @@ __device__ inline void update_tile(const Params& params, int index, int minibatc
                const int m = begin + step * slab;
                const uint32_t tile_y = slabs + slot * 2 * kTileBytes;
                if (with_labels) {
-                 overlay<kChunks, T>(shared + (slot * 2 + 1) * kTileBytes, kSlab<math>, kTile, m, k0, params.rows,
-                                     params.labels, minibatch, true);
+                 overlay<kChunks, kSlab<math>, T>(shared + (slot * 2 + 1) * kTileBytes, kTile, m, k0, params.rows,
+                                                  params.labels, minibatch, true);
                }
                const int left = end - m;
                const int64_t pitch = params.rows;

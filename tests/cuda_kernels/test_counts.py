@@ -13,10 +13,11 @@ pytestmark = pytest.mark.needs("nvcc")
 
 @pytest.mark.parametrize("math", MATHS)
 @pytest.mark.parametrize("widths", [(128, 64, 96), (100, 68, 34), (67, 35, 33)], ids=str)
-def test_no_bank_conflicts(math, widths):
+@pytest.mark.parametrize("labels", [False, True])
+def test_no_bank_conflicts(math, widths, labels):
     """Rows that 16, 8, 4 and (with 2-byte elements) only 2 bytes divide."""
     reports = []
-    emulate.run("ff_network_step_", network(math, widths, 70), reports=reports)
+    emulate.run("ff_network_step_", network(math, widths, 70, labels=labels), reports=reports)
     assert reports[0].bank_conflicts == 0, reports[0].conflicts()
     if math != "f32":
         assert reports[0].by_class["tensor"] > 0
