@@ -26,10 +26,7 @@ def aot():
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", MATRIX)
 def test_a_labelled_step_fits_into_shared_memory(aot, arch):
-    """On the tile whose forward leaves the most parts of the goodness, which the update copies ahead of both rows.
-
-    Spills: those of sm_100, where wide rows of accumulators leave the tensor memory, are outside the main loop.
-    """
+    """On the tile whose forward leaves the most parts of the goodness, which the update copies ahead of both rows."""
     variant = next(v for v in aot.variants(arch, quick=True) if v.op == "ff_label_step_")
     for c in aot.compile_variant(arch, variant):
         assert c.shared <= DEVICES[arch].shared, c.kernel
