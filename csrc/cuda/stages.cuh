@@ -6,52 +6,77 @@
 
 namespace ffkernels::cuda {
 
+// What minibatch `turn` of a launch does in a stage.
+struct Work {
+  int index, minibatch, forward, update;  // the layer that it enters, which minibatch it is, and the numbers of items
+  bool given;
+};
+
+__device__ inline Work work_of(const Params& params, int stage, int turn) {
+  const int index = stage - kBehind * turn;
+  Work work = {index, params.minibatches.begin + turn, 0, 0, false};
+  if (index < params.layers) {
+    const Layer& layer = params.layer[index];
+    const int row_tiles = tiles(params.rows / candidates_of(params, index));
+    work.given = layer.coef.data != nullptr;
+    work.forward = layer.forward ? row_tiles * static_cast<int>(tiles(layer.cols)) : work.given ? row_tiles : 0;
+  }
+  if (index > 0 && params.layer[index - 1].update) {
+    const Layer& layer = params.layer[index - 1];
+    work.update = static_cast<int>(update_items(layer.cols, layer.depth, layer.splits));
+  }
+  return work;
+}
+
+// What the item is of that has number *item among those of all minibatches on their way, the first of which is in the
+// highest layer, and its number there; nothing, if there are not so many.
+__device__ inline Work find_item(const Params& params, int stage, int* item) {
+  const int last = min(params.minibatches.end - params.minibatches.begin - 1, stage / kBehind);
+#pragma unroll 1
+  for (int turn = max(0, (stage - params.layers + kBehind - 1) / kBehind); turn <= last; ++turn) {
+    const Work work = work_of(params, stage, turn);
+    if (*item < work.forward + work.update) return work;
+    *item -= work.forward + work.update;
+  }
+  return {};
+}
+
+template <Math math>
+__device__ inline void run_item(const Params& params, const Work& work, int item, unsigned char* shared,
+                                uint32_t* flag) {
+  if (item >= work.forward) {
+    const Layer& layer = params.layer[work.index - 1];
+    if (layer.given_weight) {
+      apply_tile<Element<math>>(layer, item - work.forward);
+    } else {
+      update_tile<math>(params, work.index - 1, work.minibatch, item - work.forward, shared, flag);
+    }
+  } else if (work.given) {
+    given_rows<math>(params, work.index, item);
+  } else {
+    forward_tile<math>(params, work.index, work.minibatch, item, shared, flag);
+  }
+}
+
 template <Math math>
 __device__ inline void run_stages(const Params& params) {
   extern __shared__ __align__(256) unsigned char shared[];
   uint32_t* flag = reinterpret_cast<uint32_t*>(shared + shared_bytes(math) - 16);
-  const Minibatches& minibatches = params.minibatches;
-  const int steps = minibatches.end - minibatches.begin;
   for (int stage = params.stage_begin; stage < params.stage_end; ++stage) {
     if (stage > params.stage_begin) grid_barrier(params.workspace.words + kBarrierWords + stage % 2);
-    // The minibatches that are on their way, the first one in the highest layer; their items are dealt to the blocks
-    // one after the other.
-    const int last = min(steps - 1, stage / kBehind);
-    int next = blockIdx.x;
+    // Items are dealt to the blocks one after the other. Which minibatch one is of is found anew each time: `stage` and
+    // `place` are all that takes registers while an item is worked on.
 #pragma unroll 1
-    for (int turn = max(0, (stage - params.layers + kBehind - 1) / kBehind); turn <= last; ++turn) {
-      const int index = stage - kBehind * turn, minibatch = minibatches.begin + turn;
-      int forward = 0, update = 0;
-      bool given = false;
-      if (index < params.layers) {
-        const Layer& layer = params.layer[index];
-        const int row_tiles = tiles(params.rows / candidates_of(params, index));
-        given = layer.coef.data != nullptr;
-        forward = layer.forward ? row_tiles * static_cast<int>(tiles(layer.cols)) : given ? row_tiles : 0;
-      }
-      if (index > 0 && params.layer[index - 1].update) {
-        const Layer& layer = params.layer[index - 1];
-        update = static_cast<int>(update_items(layer.cols, layer.depth, layer.splits));
-      }
-      for (; next < forward + update; next += gridDim.x) {
-        __syncthreads();  // the item before is done with shared memory
-        if (next >= forward) {
-          const Layer& layer = params.layer[index - 1];
-          if (layer.given_weight) {
-            apply_tile<Element<math>>(layer, next - forward);
-          } else {
-            update_tile<math>(params, index - 1, minibatch, next - forward, shared, flag);
-          }
-        } else if (given) {
-          given_rows<math>(params, index, next);
-        } else {
-          forward_tile<math>(params, index, minibatch, next, shared, flag);
-        }
-      }
-      next -= forward + update;
+    for (int place = blockIdx.x;; place += gridDim.x) {
+      int item = place;
+      const Work work = find_item(params, stage, &item);
+      if (work.forward + work.update == 0) break;
+      __syncthreads();  // the item before is done with shared memory
+      run_item<math>(params, work, item, shared, flag);
     }
   }
   // The update reads the step counts until the last block is done.
+  const int steps = params.minibatches.end - params.minibatches.begin;
   if (params.stage_end <= params.layers + kBehind * (steps - 1)) return;
   if (last_to_arrive(params.workspace.words + kLeftWord, gridDim.x, flag) && threadIdx.x < params.layers) {
     const Layer& layer = params.layer[threadIdx.x];

@@ -73,7 +73,6 @@ __device__ inline void update_tile(const Params& params, int index, int minibatc
       k0 == 0 && (layer.optimizer.kind == OptimizerKind::store ? layer.grad_bias : layer.bias) != nullptr;
   const float range = math == Math::fp16 ? range_factor(params, index, minibatch) : 1.f;
   const bool has_term = has_row_term(layer);
-  const Vector term_columns = layer.peer_mean ? Vector{peer_columns(params, index).term, 1} : layer.col_term;
   const float* vectors = row_vector(params, index, kScale);
 
   float sums[kSums] = {};
@@ -129,6 +128,7 @@ __device__ inline void update_tile(const Params& params, int index, int minibatc
              });
   }
 
+  const Vector term_columns = layer.peer_mean ? Vector{peer_columns(params, index).term, 1} : layer.col_term;
   float* stage = reinterpret_cast<float*>(shared);
   float* bias_sums = reinterpret_cast<float*>(shared + kStageBytes);  // (warps, kTile)
   float* term_sums = bias_sums + kThreads / 32 * kTile;
