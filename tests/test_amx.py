@@ -1,26 +1,19 @@
 """The AMX kernels with their tile instructions computed in software, on machines that have no AMX."""
 
-import functools
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import edited
+import processor
 import pytest
 
 TESTS = ("kernels", "threads", "memory", "training")
 
 
-@functools.cache
-def processor_flags() -> set[str]:
-    cpuinfo = Path("/proc/cpuinfo")
-    return set(re.findall(r"\w+", cpuinfo.read_text())) if cpuinfo.exists() else set()
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which(edited.compiler()[0]) is None, reason="no C++ compiler")
-@pytest.mark.skipif("avx512_bf16" not in processor_flags(), reason="needs AVX512-BF16, as AMX's kernels do")
+@pytest.mark.skipif("avx512_bf16" not in processor.flags(), reason="needs AVX512-BF16, as AMX's kernels do")
 def test_with_tiles_in_software(tmp_path):
     folder = tmp_path / "repository"
     edited.build_extension(folder, edited.AMX_IN_SOFTWARE, edited.AMX_FLAGS)

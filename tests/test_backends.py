@@ -5,9 +5,9 @@ import os
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import cases
+import processor
 import pytest
 import torch
 
@@ -246,8 +246,7 @@ def test_the_environment_variable_names_a_backend_that_cannot_run():
 @pytest.mark.skipif(EXTENSION is not None, reason=f"{EXTENSION}")
 def test_bf16_products_are_found_where_they_are(monkeypatch):
     """What the command line's precision depends on, for every instruction set that this machine can be held to."""
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    expected = {"portable": False, "avx2": False, "avx512": "avx512_bf16" in flags, "amx": True}
+    expected = {"portable": False, "avx2": False, "avx512": "avx512_bf16" in processor.flags(), "amx": True}
     for isa in _extension.cpu_isa()["available"]:
         monkeypatch.setenv("FFKERNELS_CPU_ISA", isa)
         assert backends.has_bf16_products(torch.device("cpu")) == expected[isa], isa

@@ -21,8 +21,8 @@ struct Part {
   }
 
  private:
-  int64_t items_of_one(
-      int32_t stage) const {  // of a minibatch in its own stage; none before the first, or behind the last
+  // Of a minibatch in its own stage; none before the first, or behind the last.
+  int64_t items_of_one(int32_t stage) const {
     int64_t items = 0;
     if (stage >= 0 && stage < params.layers) {
       const Layer& layer = params.layer[stage];

@@ -170,45 +170,11 @@ def write_gradient(
     if PIECES > 1:
         left, right = halves(grad, ROWS, COLS)
         half: tl.constexpr = COLS // 2
-        AGAIN(
-            left,
-            row,
-            col,
-            low,
-            high,
-            param,
-            slot0,
-            slot1,
-            N,
-            K,
-            numbers,
-            EPILOGUE,
-            UNIT,
-            ROWS,
-            half,
-            PIECES // 2,
-            AGAIN,
-        )
+        AGAIN(left, row, col, low, high, param, slot0, slot1, N, K, numbers, EPILOGUE, UNIT, ROWS, half, PIECES // 2,
+              AGAIN)  # fmt: skip
         col += half
-        AGAIN(
-            right,
-            row,
-            col,
-            low,
-            high,
-            param,
-            slot0,
-            slot1,
-            N,
-            K,
-            numbers,
-            EPILOGUE,
-            UNIT,
-            ROWS,
-            half,
-            PIECES // 2,
-            AGAIN,
-        )
+        AGAIN(right, row, col, low, high, param, slot0, slot1, N, K, numbers, EPILOGUE, UNIT, ROWS, half, PIECES // 2,
+              AGAIN)  # fmt: skip
     else:
         K, high = tl.multiple_of(K, UNIT), tl.multiple_of(high, UNIT)
         n, k = tl.arange(0, ROWS), tl.arange(0, COLS)
