@@ -8,7 +8,7 @@ from .hybrid import HybridImages, ImageNegatives, hybrid_images
 from .labels import neutral, overlay, wrong_labels
 from .layer import FFLinear, LayerStep
 from .loss import Hinge, Logistic, Loss, PairSoftplus, SymBa, logistic_loss
-from .negatives import HardLabels, Negatives, UniformLabels
+from .negatives import DrawnOnce, HardLabels, Negatives, PermutedLabels, UniformLabels
 from .nn import FFNet, NetStep
 from .ops import (
     FFLayer,
@@ -32,6 +32,7 @@ __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "DrawnOnce",
     "EarlyStopping",
     "FFLayer",
     "FFLinear",
@@ -49,6 +50,7 @@ __all__ = [
     "NetStep",
     "Optimizer",
     "PairSoftplus",
+    "PermutedLabels",
     "RecurrentFFNet",
     "Schedule",
     "Selection",

@@ -32,22 +32,30 @@ class Draws:
         return self._generators[purpose]
 
 
+Batch = tuple[Tensor, Tensor, Tensor | None]  # x, labels and, where they are drawn once, the negatives' labels
+
+
 class TensorBatches:
-    """Shuffled minibatches of tensors."""
+    """Shuffled minibatches of tensors.
+
+    Attributes:
+        wrong: the negatives' labels (B,), where they are drawn once for all rows.
+    """
 
     def __init__(self, x: Tensor, labels: Tensor, batch_size: int) -> None:
         self.x, self.labels, self.batch_size = x, labels, batch_size
+        self.wrong: Tensor | None = None
 
     def __len__(self) -> int:
         return math.ceil(len(self.x) / self.batch_size)
 
-    def epoch(self, draws: Draws) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, draws: Draws) -> Iterator[Batch]:
         if self.batch_size >= len(self.x):  # a copy of everything in another order would be the same batch
-            yield self.x, self.labels
+            yield self.x, self.labels, self.wrong
             return
         order = torch.randperm(len(self.x), generator=draws["order"]).to(self.x.device)
         for rows in order.split(self.batch_size):
-            yield self.x[rows], self.labels[rows]
+            yield self.x[rows], self.labels[rows], None if self.wrong is None else self.wrong[rows]
 
 
 class LoaderBatches:
@@ -59,14 +67,14 @@ class LoaderBatches:
     def __len__(self) -> int:
         return self.length
 
-    def epoch(self, draws: Draws) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, draws: Draws) -> Iterator[Batch]:
         for item in self.loader:
             if not isinstance(item, (tuple, list)) or len(item) != 2:
                 raise TypeError(f"the loader must give (x, labels), got {type(item).__name__}")
             x, labels = item
             checks.inputs("x", x)
             checks.labels("labels", labels, x, dims=1)
-            yield x, labels
+            yield x, labels, None
 
 
 def make_batches(data: Any, labels: Tensor | None, batch_size: int) -> TensorBatches | LoaderBatches:

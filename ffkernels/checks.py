@@ -40,6 +40,13 @@ def number(name: str, value: object, low: float = -math.inf, *, above: bool = Fa
         raise ValueError(f"{name} must be finite{bound}, got {value!r}")
 
 
+def share(name: str, value: object) -> None:
+    """A number in (0, 1]."""
+    number(name, value, 0.0, above=True)
+    if value > 1:  # type: ignore[operator]  # number has seen that it is one
+        raise ValueError(f"{name} must be at most 1, got {value!r}")
+
+
 def count(name: str, value: object, low: int, high: int, why: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, got {value!r}")

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from . import backends, checks
 from .augment import Shift
 from .average import WeightAverage
+from .data import Dataset, standardize
 from .head import SoftmaxHead
 from .hybrid import BLURS, HybridImages, ImageNegatives
 from .layer import FFLinear
 from .loss import Hinge, Loss, PairSoftplus, SymBa
-from .negatives import HardLabels, Negatives, UniformLabels
+from .negatives import DrawnOnce, HardLabels, Negatives, PermutedLabels, UniformLabels
 from .nn import PREDICT, FFNet
 from .optim import SGD, Adam, AdamW, HintonSGD, Optimizer
 from .recurrent import RecurrentFFNet, check_dynamics
@@ -28,7 +30,7 @@ DATA = ("digits", "mnist")
 INIT = ("uniform", "normal")
 LOSSES = ("logistic", "symba", "pair", "hinge")
 DIRECTIONS = ("maximize", "minimize")
-NEGATIVES = ("uniform", "hard", "hybrid")
+NEGATIVES = ("uniform", "permuted", "hard", "hybrid")
 OPTIMIZERS = ("adam", "adamw", "sgd", "hinton_sgd")
 # As a share of each layer's width. Half of it is the goodness (sum of squares) that "normal" initial weights give.
 THRESHOLDS = {"width": 1.0, "half-width": 0.5}
@@ -53,6 +55,8 @@ class TrainConfig:
         data: "digits" or "mnist"; data_dir: a folder of idx files instead of a download (see `data.load_mnist`).
         validation: rows held out from the end of the training set; errors are then measured on them instead of on the
             test set. validate_every: epochs from one measurement to the next.
+        standardize: mean and deviation, by which all pixels are standardised (`data.standardize`); none: they stay in
+            [0, 1]. The label's strength is in the units that result.
         shift: pixels by which every image may be moved each time (`Shift`); 0: none.
         hidden: the layers' widths.
         init: initial weights "uniform", as nn.Linear's, or "normal", N(0, 1 / inputs) with biases 0.
@@ -60,10 +64,12 @@ class TrainConfig:
             "half-width".
         direction: whether the positives' goodness is to "maximize" or to "minimize".
         dropout: of each layer's input but the first. peer: strength of peer normalisation; 0: none.
-        label_strength: the value written for the label (pixels are in [0, 1]).
+        label_strength: the value written for the label (pixels are in [0, 1], if not standardised).
         loss: "logistic", or without the fused step "symba" and "pair" (with alpha), "pair" and "hinge" (with margin).
-        negatives: "uniform", or "hard": drawn from the head's softmax; or "hybrid": mixtures of two images, with which
-            the layers learn without labels (``blurs``: see `hybrid_images`) and the head labels what they give.
+        negatives: "uniform", "permuted" (`PermutedLabels`) or "hard": drawn from the head's softmax; or "hybrid":
+            mixtures of two images, with which the layers learn without labels (``blurs``: see `hybrid_images`) and the
+            head labels what they give.
+        negatives_once: the same wrong labels in all epochs (`DrawnOnce`), "uniform" or "permuted" ones.
         selected: share of each minibatch that the layers learn from, drawn by `HardInputs` from what the head makes of
             it; 1: all. selected_floor: its floor.
         head_layers: layers that a softmax head looks at; none: no head. head_lr, head_weight_decay: of its HintonSGD.
@@ -90,6 +96,7 @@ class TrainConfig:
     data_dir: str | None = None
     validation: int = 0
     validate_every: int = 1
+    standardize: tuple[float, ...] = ()
     shift: int = 0
     hidden: tuple[int, ...] = (500, 500)
     recurrent: bool = False
@@ -110,6 +117,7 @@ class TrainConfig:
     alpha: float = 1.0
     margin: float = 1.0
     negatives: str = "uniform"
+    negatives_once: bool = False
     blurs: int = BLURS
     selected: float = 1.0
     selected_floor: float = 0.1
@@ -137,7 +145,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("hidden", "head_layers", "predict_layers", "learned", "judged"):
+        for name in ("hidden", "standardize", "head_layers", "predict_layers", "learned", "judged"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         self._check_data_and_machine()
@@ -150,6 +158,11 @@ class TrainConfig:
             raise ValueError("data_dir is for data 'mnist' (or idx files like it); 'digits' comes with scikit-learn")
         checks.count("validation", self.validation, 0, 2**31, "rows held out of the training set")
         checks.count("validate_every", self.validate_every, 1, 2**31, "epochs from one measurement to the next")
+        if len(self.standardize) not in (0, 2):
+            raise ValueError(f"standardize must hold a mean and a deviation, or nothing, got {self.standardize}")
+        if self.standardize:
+            checks.number("standardize[0]", self.standardize[0])
+            checks.number("standardize[1]", self.standardize[1], 0.0, above=True)
         checks.count("shift", self.shift, 0, 2**15, "the largest move in pixels")
         if self.precision is not None:
             checks.precision(self.precision)
@@ -166,8 +179,9 @@ class TrainConfig:
             raise ValueError("hidden must hold at least one layer's width")
         for i, width in enumerate(self.hidden):
             checks.count(f"hidden[{i}]", width, 1, 2**31, "a layer's width")
-        if not isinstance(self.recurrent, bool):
-            raise TypeError(f"recurrent must be True or False, got {self.recurrent!r}")
+        for name in ("recurrent", "negatives_once"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
         check_dynamics(self.damping, self.learned, self.judged)
         if self.recurrent:
             usual = {f.name: f.default for f in dataclasses.fields(TrainConfig)}
@@ -191,17 +205,21 @@ class TrainConfig:
         if self.candidates is not None:
             checks.count("candidates", self.candidates, 1, 2**31, "labels whose goodness is measured")
         for name, without in (
-            ("negatives", "uniform"),
-            ("selected", 1.0),
-            ("predict", "goodness"),
-            ("candidates", None),
+            ("negatives", ("uniform", "permuted")),
+            ("selected", (1.0,)),
+            ("predict", ("goodness",)),
+            ("candidates", (None,)),
         ):
-            if not self.head_layers and (value := getattr(self, name)) != without:
+            if not self.head_layers and (value := getattr(self, name)) not in without:
                 raise ValueError(f"{name} {value!r} needs a softmax head: name the layers it looks at in head_layers")
 
     def _check_training(self) -> None:
         checks.option("loss", self.loss, LOSSES)
         checks.option("negatives", self.negatives, NEGATIVES)
+        if self.negatives_once and self.negatives not in ("uniform", "permuted"):
+            raise ValueError(
+                f"negatives_once must be False for negatives {self.negatives!r}, which follow the training"
+            )
         self.build_losses()  # checks alpha and margin
         checks.option("mode", self.mode, MODES)
         checks.count("head_epochs", self.head_epochs, 0, 2**31, "epochs that train the head alone")
@@ -210,10 +228,8 @@ class TrainConfig:
             raise ValueError(
                 "negatives 'hybrid' needs predict 'head', head_epochs and no recurrent net: the layers see no labels"
             )
-        for name in ("selected", "selected_floor"):
-            checks.number(name, getattr(self, name), 0.0, above=True)
-        if self.selected > 1:
-            raise ValueError(f"selected must be at most 1, got {self.selected!r}")
+        checks.share("selected", self.selected)
+        checks.number("selected_floor", self.selected_floor, 0.0, above=True)
         beside = self.negatives == "hard" or self.selected < 1 or self.average
         if self.head_epochs and (beside or not self.head_layers):
             raise ValueError(
@@ -262,6 +278,18 @@ class TrainConfig:
             return width * THRESHOLDS[self.threshold]
         return self.threshold
 
+    def prepare(self, dataset: Dataset) -> Dataset:
+        """The data as this run's net takes them."""
+        x_train, x_test = (self.pixels(x) for x in (dataset.x_train, dataset.x_test))
+        return dataclasses.replace(dataset, x_train=x_train, x_test=x_test)
+
+    def pixels(
+        self,
+        x: Tensor,  # (B, K) in [0, 1]
+    ) -> Tensor:  # as x
+        """Images as this run's net takes them."""
+        return standardize(x, *self.standardize) if self.standardize else x
+
     def build_optimizer(self) -> Optimizer:
         """The fused optimizer."""
         lr = LR[self.optimizer] if self.lr is None else self.lr
@@ -280,16 +308,21 @@ class TrainConfig:
             return [SymBa(self.alpha)] * len(self.hidden)
         return [PairSoftplus(self.alpha, self.margin)] * len(self.hidden) if self.loss == "pair" else None
 
-    def build_negatives(self, image_shape: tuple[int, int, int]) -> Negatives | ImageNegatives:
+    def build_negatives(self, image_shape: tuple[int, int, int]) -> Negatives | DrawnOnce | ImageNegatives:
         if self.negatives == "hybrid":
             return HybridImages(image_shape, self.blurs)
-        return HardLabels() if self.negatives == "hard" else UniformLabels()
+        kinds: dict[str, type[Negatives]] = {
+            "uniform": UniformLabels, "permuted": PermutedLabels, "hard": HardLabels,
+        }  # fmt: skip
+        labels = kinds[self.negatives]()
+        return DrawnOnce(labels) if self.negatives_once else labels
 
     def build_selection(self) -> HardInputs | None:
         return HardInputs(self.selected, self.selected_floor) if self.selected < 1 else None
 
     def build_augment(self, image_shape: tuple[int, int, int]) -> Shift | None:
-        return Shift(self.shift, image_shape) if self.shift else None
+        black = self.pixels(torch.zeros(())).item()  # in the units of the images
+        return Shift(self.shift, image_shape, black) if self.shift else None
 
     def build_schedule(self) -> Schedule:
         return Schedule(warmup=self.warmup, decay_from=SCHEDULES[self.lr_schedule])

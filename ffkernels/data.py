@@ -72,6 +72,15 @@ def extra(module: str) -> Any:
         raise ImportError(f"{package} is needed for this: pip install 'ffkernels[train]' ({error})") from error
 
 
+def standardize(
+    x: Tensor,  # (B, K)
+    mean: float,
+    std: float,
+) -> Tensor:
+    """(x - mean) / std: pixels of mean 0 and variance 1, where these are the mean and the deviation of all of them."""
+    return (x - mean) / std
+
+
 def load_digits() -> Dataset:
     """The 1,797 real handwritten digits of 8 x 8 pixels that scikit-learn ships; nothing is downloaded.
 

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .batches import epoch_generator
 from .labels import wrong_labels
 
 
@@ -35,6 +36,41 @@ class UniformLabels:
         self, labels: Tensor, num_classes: int, generator: torch.Generator, logits: Tensor | None
     ) -> Tensor:  # (B,)
         return wrong_labels(labels, num_classes, generator)
+
+
+@dataclass(frozen=True)
+class PermutedLabels:
+    """The same labels in another order, so that some are right: one of C, if the classes are of one size.
+
+    As the widely copied program has them (github.com/mpezeshki/pytorch_forward_forward, main.py).
+    """
+
+    def __call__(
+        self, labels: Tensor, num_classes: int, generator: torch.Generator, logits: Tensor | None
+    ) -> Tensor:  # (B,)
+        return labels[torch.randperm(len(labels), generator=generator).to(labels.device)]
+
+
+@dataclass(frozen=True)
+class DrawnOnce:
+    """Negatives' labels for the whole training set, drawn before the first step and the same in all epochs.
+
+    `fit` takes it as ``negatives``, with tensors. In greedy training with the training set as one minibatch the input
+    of the layers above the first then never changes, and is computed once.
+
+    Args:
+        negatives: what draws them, without a head's help: `UniformLabels` or `PermutedLabels`.
+    """
+
+    negatives: Negatives
+
+    def draw(
+        self,
+        labels: Tensor,  # (B,): of the whole training set
+        num_classes: int,
+        seed: int,
+    ) -> Tensor:  # (B,)
+        return self.negatives(labels, num_classes, epoch_generator(seed, 0, "negatives"), None)
 
 
 @dataclass(frozen=True)

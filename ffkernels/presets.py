@@ -19,13 +19,18 @@ from .config import TrainConfig
 class Usual(TrainConfig):
     """The widely copied program: 784-500-500, one layer after the other, Adam .03, the whole training set as one batch.
 
-    Mean of squares against a threshold of 2, inputs of length 1, 1,000 steps a layer on the first 50,000 images. Pixels
-    are from 0 to 1 where the program standardises them, and wrong labels new in every step where it draws them once.
+    github.com/mpezeshki/pytorch_forward_forward, main.py: pixels standardised, the label written as the largest of
+    them, its negatives' labels drawn once, mean of squares against a threshold of 2, inputs of length 1; 1,000 steps a
+    layer on the first 50,000 images.
     """
 
     data: str = "mnist"
     validation: int = 10_000
     validate_every: int = 50
+    standardize: tuple[float, ...] = (0.1307, 0.3081)
+    label_strength: float = 2.8215
+    negatives: str = "permuted"
+    negatives_once: bool = True
     normalize: str = "l2"
     goodness: str = "mean"
     threshold: float | str = 2.0

@@ -27,7 +27,7 @@ from .config import TrainConfig, from_arguments
 from .data import Dataset
 from .hybrid import ImageNegatives
 from .labels import wrong_labels
-from .negatives import Negatives
+from .negatives import DrawnOnce, Negatives
 from .nn import FFNet
 from .training import Callback, Record, error_percent
 
@@ -210,7 +210,7 @@ def split(dataset: Dataset, validation: int) -> tuple[Tensor, Tensor, tuple[Tens
 
 
 def goodness_pairs(
-    net: FFNet, dataset: Dataset, negatives: Negatives | ImageNegatives, seed: int
+    net: FFNet, dataset: Dataset, negatives: Negatives | DrawnOnce | ImageNegatives, seed: int
 ) -> tuple[Tensor, Tensor]:  # (L, B'), (L, B') on the CPU
     """g of every layer for the test rows as positives and as negatives, 1024 rows at a time.
 
@@ -277,6 +277,7 @@ def train(
     """
     config = folder.config
     folder.check_data(dataset)
+    dataset = config.prepare(dataset)
     x, y, measured_on = split(dataset, config.validation)
     net = folder.build_net()
     history = folder.restore(net)
@@ -301,7 +302,10 @@ def train(
 
 
 def finish(folder: RunFolder, net: FFNet, dataset: Dataset, history: list[Record]) -> dict[str, Any]:
-    """Measure the test error of a trained net, write result.json and the pictures; what `train` returns."""
+    """Measure the test error of a trained net, write result.json and the pictures; what `train` returns.
+
+    ``dataset``: as `TrainConfig.prepare` gives it.
+    """
     result = {
         "test_error": error_percent(net, dataset.x_test, dataset.y_test),
         **({"validation_error": history[-1]["error"]} if folder.config.validation else {}),

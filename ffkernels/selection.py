@@ -47,9 +47,7 @@ class HardInputs:
     floor: float = 0.1
 
     def __post_init__(self) -> None:
-        checks.number("share", self.share, 0.0, above=True)
-        if self.share > 1:
-            raise ValueError(f"share must be at most 1, got {self.share!r}")
+        checks.share("share", self.share)
         checks.number("floor", self.floor, 0.0, above=True)
 
     def __call__(self, labels: Tensor, generator: torch.Generator, logits: Tensor) -> Tensor:  # (B',), ascending

@@ -302,12 +302,15 @@ class _SpooledStage(Stage):
         if only:
             self.below = spool.train  # type: ignore[assignment]  # it has the one method of it that is used
 
-    def step(self, x: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, Tensor | None]:
+    def step(
+        self, x: Tensor, labels: Tensor, draws: Draws, wrong: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         weight = self.layers[0].weight
         if self.only == 0:
             x = self.spool.train.x[x.to(self.spool.train.x.device)]
             x = x.to(weight.device, weight.dtype if x.is_floating_point() else x.dtype)
-        found, _ = super().step(x, labels.to(weight.device), draws)
+        fixed = None if wrong is None else wrong.to(weight.device)
+        found, _ = super().step(x, labels.to(weight.device), draws, fixed)
         return found.to(labels.device), None
 
 
@@ -329,13 +332,11 @@ class _SpooledRun(Run):
 
 def fit(
     net: FFNet,
-    x: Tensor,  # (B, K) or (B, C, H, W)
-    labels: Tensor,  # (B,)
+    data: TensorBatches,
     spool_dir: str | Path,
     records: list[Record],  # extended
     *,
     epochs: int,
-    batch_size: int,
     seed: int,
     lr: float | None,
     schedule: Callable[[float], float] | None,
@@ -349,8 +350,10 @@ def fit(
     """`ffkernels.training.fit` in mode "greedy", whose arguments these are, with one layer in memory at a time."""
     if net.predict_layers is not None:
         raise ValueError("predict_layers must be None with spool_dir: the error is that of all layers so far")
-    spool = Spool(spool_dir, net, x, validation)
-    batches = TensorBatches(torch.arange(len(x), device=labels.device), labels, batch_size)
+    spool = Spool(spool_dir, net, data.x, validation)
+    rows = torch.arange(len(data.x), device=data.labels.device)
+    batches = TensorBatches(rows, data.labels, data.batch_size)
+    batches.wrong = data.wrong
     for index in range(len(net)):
         if any(r["layer"] > index for r in records):
             continue

@@ -55,6 +55,7 @@ class Stage:
         self.layers = [net.stack[i] for i in self.trained]
         self.below = net[: self.trained.start] if self.trained.start else None
         self.from_input = net if only is None else net[: self.trained.stop]
+        self._kept: tuple[tuple[Tensor, ...], tuple[Tensor, Tensor]] | None = None  # see _climb
         self.has_dropout = any(layer.dropout for layer in self.layers)
         self.fused = optimizer is None and losses is None
         chosen = [Logistic(layer.threshold, layer.temperature) for layer in net.stack] if losses is None else losses
@@ -65,8 +66,9 @@ class Stage:
         x: Tensor,  # (B, K) or (B, C, H, W)
         labels: Tensor,  # (B,)
         draws: Draws,
+        wrong: Tensor | None = None,  # (B,)
     ) -> tuple[Tensor, Tensor | None]:
-        """Train on one minibatch.
+        """Train on one minibatch. ``wrong``: the negatives' labels, where they are not drawn here.
 
         Returns:
             (3, trained layers): loss, mean g of the positives, mean g of the negatives; and the head's loss ().
@@ -77,18 +79,21 @@ class Stage:
             if self.selection is not None:
                 rows = self.selection(labels, draws["selection"], logits)
                 x, labels, logits = x[rows], labels[rows], logits[rows]
+                wrong = None if wrong is None else wrong[rows]
         seed = None
         if self.has_dropout:
             seed = torch.randint(2**62, (1,), generator=draws["dropout"]).to(x.device)
         if isinstance(self.negatives, ImageNegatives):
             return self._images(x, self.negatives.images(x, draws["negatives"]), seed), head_loss
-        wrong = self.negatives(labels, self.net.num_classes or 0, draws["negatives"], logits)
+        fixed = wrong is not None
+        if wrong is None:
+            wrong = self.negatives(labels, self.net.num_classes or 0, draws["negatives"], logits)
         up, down = (wrong, labels) if self.net.minimize else (labels, wrong)
         if self.fused and self.below is None:
             options = {} if seed is None else {"dropout_seed": seed}
             g_pos, g_neg, loss = self.from_input.label_step(x, labels, wrong, **options)
             return torch.stack([loss, g_pos.mean(1), g_neg.mean(1)]), head_loss
-        g_up, g_down, loss = self._labelled(x, up, down, seed)
+        g_up, g_down, loss = self._labelled(x, up, down, seed, keep=fixed)
         g_pos, g_neg = (g_down, g_up) if self.net.minimize else (g_up, g_down)
         return torch.stack([loss, g_pos.mean(1), g_neg.mean(1)]), head_loss
 
@@ -125,17 +130,32 @@ class Stage:
         return torch.stack([total / layer.divisor for total, layer in zip(totals, self.layers, strict=True)]), loss
 
     def _labelled(
-        self, x: Tensor, up: Tensor, down: Tensor, seed: Tensor | None
+        self, x: Tensor, up: Tensor, down: Tensor, seed: Tensor | None, *, keep: bool
     ) -> tuple[Tensor, Tensor, Tensor]:  # g (trained layers, B) of the rows that are to rise and to fall, loss
-        """The trained layers on x under two labels, where label_step does not do it all."""
+        """The trained layers on x under two labels, where label_step does not do it all; ``keep``: as for `_climb`."""
         sqnorm = None
         if self.below is None:
             y = torch.cat([self.net.overlay(x, each) for each in (up, down)]).flatten(1)
         else:
-            y, totals = self.below.climb_labels(x, torch.stack([up, down], 1))
-            y, sqnorm = _halves(y), _halves(totals[-1])
+            y, sqnorm = self._climb(self.below, x, up, down, keep=keep)
         g, loss = self._update_layers(y, sqnorm, signs(len(x), len(x), y), seed)
         return g[:, : len(x)], g[:, len(x) :], loss
+
+    def _climb(
+        self, below: FFNet, x: Tensor, up: Tensor, down: Tensor, *, keep: bool
+    ) -> tuple[Tensor, Tensor]:  # (2 B, K), (2 B,): the rows of all images under the first label, then the others
+        """What the frozen layers give for x under two labels, and its squared norm.
+
+        ``keep``: remember it, for as long as the very same tensors come again.
+        """
+        if self._kept is not None and all(a is b for a, b in zip(self._kept[0], (x, up, down), strict=True)):
+            return self._kept[1]
+        self._kept = None
+        y, totals = below.climb_labels(x, torch.stack([up, down], 1))
+        result = _halves(y), _halves(totals[-1])
+        if keep:
+            self._kept = (x, up, down), result
+        return result
 
     @torch.no_grad()
     def _layer_by_layer(
@@ -191,6 +211,7 @@ class HeadStage:
         x: Tensor,  # (B, K) or (B, C, H, W)
         labels: Tensor,  # (B,)
         draws: Draws,
+        wrong: Tensor | None = None,  # (B,), not used
     ) -> tuple[Tensor, Tensor | None]:  # as Stage.step
         assert self.net.head is not None
         _, loss = self.net.head.step(*self.net.neutral_pass(x), labels)

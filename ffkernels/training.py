@@ -19,7 +19,7 @@ from .head import SoftmaxHead
 from .hybrid import ImageNegatives
 from .layer import FFLinear
 from .loss import Loss
-from .negatives import Negatives, UniformLabels
+from .negatives import DrawnOnce, Negatives, UniformLabels
 from .nn import FFNet
 from .selection import Selection
 from .stage import HeadStage, Stage
@@ -136,7 +136,7 @@ def fit(
     schedule: Callable[[float], float] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     loss: Loss | Sequence[Loss] | None = None,
-    negatives: Negatives | ImageNegatives | None = None,
+    negatives: Negatives | DrawnOnce | ImageNegatives | None = None,
     selection: Selection | None = None,
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
     validation: tuple[Tensor, Tensor] | None = None,
@@ -168,8 +168,8 @@ def fit(
         optimizer: any torch.optim optimizer over net.parameters(), instead of the layers' fused ones.
         loss: on the goodness of each layer, one for all or one for each; see `Loss`. None: the logistic loss with the
             layers' threshold and temperature, the only one inside the fused step. Others run layer by layer.
-        negatives: gives the negatives' labels, see `Negatives`; None: `UniformLabels()`. Or gives the negatives
-            themselves, see `ImageNegatives`.
+        negatives: gives the negatives' labels, see `Negatives`; None: `UniformLabels()`. `DrawnOnce`: the same labels
+            in all epochs (tensors only). Or gives the negatives themselves, see `ImageNegatives`.
         selection: chooses the inputs of each minibatch that the layers learn from, by what the head makes of them, see
             `Selection`; the head learns from all. None: all. The records' means are then those of the inputs chosen.
         augment: changes every minibatch before labels are written over it, as `Shift` does.
@@ -208,7 +208,7 @@ def fit(
         ("selection", selection),
         ("augment", augment),
     ):
-        if name == "negatives" and from_images:
+        if name == "negatives" and (from_images or isinstance(negatives, DrawnOnce)):
             continue
         if function is not None and not callable(function):
             raise TypeError(f"{name} must be a function, got {type(function).__name__}")
@@ -231,6 +231,13 @@ def fit(
     check_validation(validation)
     if device is not None and spool_dir is None:
         raise ValueError("device is for spool_dir; without one, move the net: net.to(device)")
+    batches = make_batches(data, labels, batch_size)
+    chosen = UniformLabels() if negatives is None else negatives
+    if isinstance(chosen, DrawnOnce):
+        if not isinstance(batches, TensorBatches):
+            raise TypeError(f"data must be tensors for negatives drawn once, got {type(data).__name__}")
+        batches.wrong = chosen.draw(batches.labels, net.num_classes, seed)
+        chosen = chosen.negatives
     if spool_dir is not None:
         from . import spool  # which imports this module
 
@@ -240,21 +247,18 @@ def fit(
                 raise ValueError(f"{name} must be None with spool_dir, got {type(given).__name__}")
         if mode != "greedy":
             raise ValueError(f"mode must be 'greedy' with spool_dir, which holds one layer at a time, got {mode!r}")
-        if isinstance(negatives, ImageNegatives) or not net.layered:
+        if isinstance(chosen, ImageNegatives) or not net.layered:
             raise ValueError("spool_dir is for an FFNet and negatives that are labels")
-        tensors = make_batches(data, labels, batch_size)
-        if not isinstance(tensors, TensorBatches):
+        if not isinstance(batches, TensorBatches):
             raise TypeError(f"data must be tensors with spool_dir, got {type(data).__name__}")
         records = list(history or ())
         spool.fit(
-            net, tensors.x, tensors.labels, spool_dir, records, epochs=epochs, batch_size=batch_size, seed=seed, lr=lr,
-            schedule=schedule, negatives=UniformLabels() if negatives is None else negatives, validation=validation,
-            validate_every=validate_every, callbacks=list(callbacks), progress=progress, device=device,
+            net, batches, spool_dir, records, epochs=epochs, seed=seed, lr=lr, schedule=schedule, negatives=chosen,
+            validation=validation, validate_every=validate_every, callbacks=list(callbacks), progress=progress,
+            device=device,
         )  # fmt: skip
         return records
-    batches = make_batches(data, labels, batch_size)
     records = list(history or ())
-    chosen = UniformLabels() if negatives is None else negatives
     rate = LearningRate(net.stack, net.head, lr, schedule, optimizer)
     beside = net.head is not None and not head_epochs
     by_head = net.predict_by != "goodness" or net.candidates is not None
@@ -350,12 +354,13 @@ class Run:
         sums = torch.zeros(3, len(stage.trained), dtype=torch.float64, device=weight.device)
         head_sum = torch.zeros((), dtype=torch.float64, device=weight.device)
         inputs, start = 0, time.perf_counter()
-        for i, (x, labels) in enumerate(self.batches.epoch(draws)):
+        for i, (x, labels, wrong) in enumerate(self.batches.epoch(draws)):
             self.rate.set((own_epoch + i / batches) / stage.epochs)
             x = x.to(weight.device, weight.dtype if x.is_floating_point() else x.dtype)
             if self.augment is not None:
                 x = self.augment(x, draws["augment"])
-            found, head_loss = stage.step(x, labels.to(weight.device), draws)
+            fixed = None if wrong is None else wrong.to(weight.device)
+            found, head_loss = stage.step(x, labels.to(weight.device), draws, fixed)
             if net.average is not None:
                 net.average.update(net, (epoch - 1) * batches + i + 1)
             sums += len(x) * found

@@ -198,6 +198,25 @@ def test_predict_by_known_data_and_by_files(data_dir, run_dir, tmp_path, capsys)
         assert np.load(outputs[1]).tolist() == expected.tolist()
 
 
+def test_a_standardised_run_predicts_and_evaluates_standardised_pixels(data_dir, tmp_path, capsys):
+    path = tmp_path / "run"
+    flags = ["--standardize", "0.9", "0.2", "--validation", "8", "--quiet"]
+    assert cli.main(["train", *options(data_dir), *flags, "--run-dir", str(path)]) == 0
+    dataset = load_mnist(data_dir)
+    scaled = (dataset.x_test - 0.9) / 0.2
+    expected = ff_predictions(path, scaled)
+    error = f"{100 * (expected != dataset.y_test).double().mean().item():.2f} %"
+    assert f"test error: {error}" in capsys.readouterr().out
+    held_out = ff_predictions(path, (dataset.x_train[-8:] - 0.9) / 0.2) != dataset.y_train[-8:]
+    result = json.loads((path / "result.json").read_text())
+    assert result["validation_error"] == 100 * held_out.double().mean().item()
+    assert not torch.equal(expected, ff_predictions(path, dataset.x_test))
+    images = str(data_dir / "t10k-images-idx3-ubyte.gz")
+    for source in (["--data-dir", str(data_dir)], ["--input", images]):
+        assert cli.main(["predict", "--run", str(path), *source, "--json", str(tmp_path / "p.json")]) == 0
+        assert json.loads((tmp_path / "p.json").read_text())["predictions"] == expected.tolist()
+
+
 def ff_predictions(run_dir, x):
     """By hand, from the checkpoint: config and state_dict are all that a net takes."""
     stored = json.loads((run_dir / "config.json").read_text())["arguments"]
@@ -256,7 +275,8 @@ def test_flags_reach_the_config(data_dir, tmp_path, monkeypatch):
              "--validation", "5", "--validate-every", "2", "--shift", "1", "--init", "normal", "--direction",
              "minimize", "--peer", "0.03", "--dropout", "0.1", "--loss", "hinge", "--alpha", "3", "--margin", "2",
              "--negatives", "hard", "--predict", "both", "--predict-layers", "2", "--candidates", "2",
-             "--average", "0.9", "--warmup", "0.1", "--selected", "0.5", "--selected-floor", "0.2"]  # fmt: skip
+             "--average", "0.9", "--warmup", "0.1", "--selected", "0.5", "--selected-floor", "0.2",
+             "--standardize", "0.2", "0.4"]  # fmt: skip
     with pytest.raises(SystemExit):
         cli.main(["train", *options(data_dir), *flags, "--run-dir", "there"])
     assert seen == [
@@ -270,6 +290,7 @@ def test_flags_reach_the_config(data_dir, tmp_path, monkeypatch):
                 init="normal", direction="minimize", peer=0.03, dropout=0.1, loss="hinge", alpha=3.0, margin=2.0,
                 negatives="hard", head_layers=(2, 1), head_lr=0.3, head_weight_decay=0.01, predict="both",
                 predict_layers=(2,), candidates=2, average=0.9, warmup=0.1, selected=0.5, selected_floor=0.2,
+                standardize=(0.2, 0.4),
             ),
         )
     ]  # fmt: skip
@@ -340,6 +361,10 @@ USAGE = {
     "--negatives hard": "negatives 'hard' needs a softmax head: name the layers it looks at in head_layers",
     "--selected 0.5": "selected 0.5 needs a softmax head",
     "--head-layers 1 --selected 1.5": "selected must be at most 1, got 1.5",
+    "--standardize 0.1": "standardize must hold a mean and a deviation, or nothing, got",
+    "--standardize 0.1 0": r"standardize\[1\] must be finite and > 0, got 0.0",
+    "--negatives hard --negatives-once --head-layers 1": "negatives_once must be False for negatives 'hard'",
+    "--negatives permuted --predict both": "predict 'both' needs a softmax head",
     "--selected-floor 0": "selected_floor must be finite and > 0",
     "--head-layers 1 --head-epochs 2 --selected 0.5": "head_epochs must be 0 but .* with all inputs selected",
     "--predict both": "predict 'both' needs a softmax head",

@@ -31,6 +31,13 @@ def test_config_builds_what_it_says():
 
 
 def test_config_builds_the_pieces():
+    once = TrainConfig(negatives="permuted", negatives_once=True)
+    assert once.build_negatives((1, 4, 5)) == ff.DrawnOnce(ff.PermutedLabels())
+    scaled = TrainConfig(standardize=(0.25, 0.5), shift=1)
+    assert scaled.build_augment((1, 4, 5)) == ff.Shift(1, (1, 4, 5), fill=-0.5)
+    x = torch.rand(3, 20)
+    assert torch.equal(scaled.pixels(x), (x - 0.25) / 0.5)
+    assert TrainConfig().pixels(x) is x
     config = TrainConfig(
         hidden=(6, 5), init="normal", peer=0.1, dropout=0.2, direction="minimize", negatives="hard", head_layers=(2, 1),
         head_lr=0.3, head_weight_decay=0.01, predict="both", predict_layers=(2,), candidates=2, average=0.9, shift=2,

@@ -17,6 +17,25 @@ def test_uniform_labels_are_wrong_labels():
     assert torch.equal(ff.UniformLabels()(labels, 4, generator(3), None), ff.wrong_labels(labels, 4, generator(3)))
 
 
+def test_permuted_labels_are_the_same_labels_in_another_order():
+    labels = torch.arange(1000) % 10
+    wrong = ff.PermutedLabels()(labels, 10, generator(3), None)
+    assert torch.equal(wrong.bincount(), labels.bincount())
+    assert 60 <= (wrong == labels).sum() <= 140  # a tenth is right; four deviations
+    assert torch.equal(wrong, ff.PermutedLabels()(labels, 10, generator(3), None))
+    assert not torch.equal(wrong, ff.PermutedLabels()(labels, 10, generator(4), None))
+
+
+def test_labels_drawn_once_depend_on_the_seed_alone():
+    labels = torch.arange(30) % 4
+    once = ff.DrawnOnce(ff.UniformLabels())
+    assert torch.equal(once.draw(labels, 4, 5), once.draw(labels, 4, 5))
+    assert not torch.equal(once.draw(labels, 4, 5), once.draw(labels, 4, 6))
+    assert not (once.draw(labels, 4, 5) == labels).any()
+    with pytest.raises(ValueError, match="needs a net with a softmax head"):
+        ff.DrawnOnce(ff.HardLabels()).draw(labels, 4, 5)
+
+
 @hypothesis.given(
     classes=st.integers(2, 12), rows=st.integers(0, 40), scale=st.sampled_from([0.0, 1.0, 30.0, 1e6]),
     seed=st.integers(0, 2**31), dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),

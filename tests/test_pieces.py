@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import ffkernels as ff
+from ffkernels.data import standardize
 
 
 @pytest.mark.parametrize(
@@ -28,10 +29,10 @@ def test_schedule_arguments():
             ff.Schedule(**bad)
 
 
-def shifted(image, down, right):
+def shifted(image, down, right, fill=0.0):
     """One image, pixel by pixel."""
     _, height, width = image.shape
-    result = torch.zeros_like(image)
+    result = torch.full_like(image, fill)
     for i in range(height):
         for j in range(width):
             if 0 <= i - down < height and 0 <= j - right < width:
@@ -56,7 +57,26 @@ def test_every_image_is_shifted_and_every_shift_as_likely(pixels):
     assert torch.equal(flat, moved.flatten(1))
 
 
+def test_what_moves_in_is_black_in_the_units_of_the_images():
+    x = standardize(torch.rand(50, 1, 4, 5, generator=torch.Generator().manual_seed(0)), 0.3, 0.5)
+    moved = ff.Shift(1, fill=-0.6)(x, torch.Generator().manual_seed(1))
+    down, right = torch.randint(3, (2, 50), generator=torch.Generator().manual_seed(1))
+    for image, result, *window in zip(x, moved, down.tolist(), right.tolist(), strict=True):
+        assert torch.equal(shifted(image, 1 - window[0], 1 - window[1], -0.6), result)
+    assert (moved == -0.6).any()
+
+
+def test_standardize():
+    x = torch.rand(40, 6, generator=torch.Generator().manual_seed(0))
+    found = standardize(x, x.mean().item(), x.std().item())
+    assert found.mean().item() == pytest.approx(0, abs=1e-6)
+    assert found.std().item() == pytest.approx(1)
+    assert torch.allclose(found * x.std() + x.mean(), x)
+
+
 def test_shift_arguments():
+    with pytest.raises(ValueError, match="fill must be finite"):
+        ff.Shift(1, fill=float("nan"))
     with pytest.raises(ValueError, match="pixels"):
         ff.Shift(0)
     with pytest.raises(ValueError, match="image_shape must be given"):

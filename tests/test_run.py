@@ -73,6 +73,10 @@ VARIANTS = {
         "negatives": "hybrid", "predict": "head", "head_layers": (2,), "head_epochs": 2, "epochs": 1, "mode": "greedy",
     },
     "recurrent": {"recurrent": True, "learned": (2, 3), "judged": (3,), "negatives": "hard", "head_layers": (1, 2)},
+    "standardised, wrong labels drawn once, greedy": {
+        "standardize": (0.4, 0.3), "label_strength": 2.0, "shift": 1, "negatives": "permuted", "negatives_once": True,
+        "mode": "greedy", "epochs": 2,
+    },
     "adamw, one layer": {"optimizer": "adamw", "weight_decay": 0.1, "hidden": (5,)},
 }  # fmt: skip
 

@@ -55,6 +55,7 @@ def same_records(a, b):
         ({}, {}),
         ({"normalize": "rms", "activation": "gelu", "goodness": "sum"}, {"schedule": lambda t: 1 - t, "lr": 0.02}),
         ({"peer": 0.1}, {"validation": None}),
+        ({}, {"negatives": ff.DrawnOnce(ff.PermutedLabels())}),
         ({"dropout": 0.0, "sizes": (12, 9)}, {"batch_size": 100, "validate_every": 2}),
         ({}, {"x": X.view(50, 3, 2, 2), "validation": (VALIDATION[0].view(17, 3, 2, 2), VALIDATION[1])}),
         (
@@ -62,7 +63,7 @@ def same_records(a, b):
             {"validation": tuple(t.double() if i == 0 else t for i, t in enumerate(VALIDATION))},
         ),
     ],
-    ids=["plain", "gelu", "peer", "one layer", "images", "float64"],
+    ids=["plain", "gelu", "peer", "drawn once", "one layer", "images", "float64"],
 )
 def test_the_same_as_in_memory(tmp_path, made, fitted):
     ours, theirs = make(**made), make(**made)

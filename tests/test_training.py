@@ -362,3 +362,64 @@ def test_it_learns_digits(mode, epochs):
     last = records[-1]
     layer = last["layer"] or 0
     assert last["goodness_positive"][layer] > 1 > last["goodness_negative"][layer]  # either side of the threshold
+
+
+def fixed_by_hand(net, once, mode, batch_size):
+    """fit with labels drawn once, through a function that looks up what belongs to each image."""
+    wrong = once.draw(LABELS, 3, 0)
+    place = {tuple(image.tolist()): i for i, image in enumerate(X)}
+    rows = []
+
+    def keep(x, generator):
+        rows[:] = [place[tuple(image.tolist())] for image in x]
+        return x
+
+    def look_up(labels, num_classes, generator, logits):
+        return wrong[rows]
+
+    return fit(net, mode=mode, batch_size=batch_size, negatives=look_up, augment=keep)
+
+
+@MODES
+@pytest.mark.parametrize("batch_size", [16, 50])
+@pytest.mark.parametrize("kind", [ff.UniformLabels(), ff.PermutedLabels()], ids=["uniform", "permuted"])
+def test_negatives_drawn_once_belong_to_their_images_in_all_epochs(mode, batch_size, kind):
+    once = ff.DrawnOnce(kind)
+    ours, theirs, anew = make((12, 7, 5, 4)), make((12, 7, 5, 4)), make((12, 7, 5, 4))
+    records = fit(ours, mode=mode, batch_size=batch_size, negatives=once)
+    assert without_times(records) == without_times(fixed_by_hand(theirs, once, mode, batch_size))
+    assert same_bits(state(ours), state(theirs))
+    fit(anew, mode=mode, batch_size=batch_size, negatives=kind)
+    assert not same_bits(state(ours), state(anew))
+
+
+def test_negatives_drawn_once_are_those_of_a_training_that_goes_on():
+    straight, resumed = make(), make()
+    options = {"mode": "greedy", "batch_size": 50, "negatives": ff.DrawnOnce(ff.PermutedLabels())}
+    records = fit(straight, **options)
+    saved = []
+
+    def stop(net, history):
+        saved[:] = history
+        if len(history) == 5:  # in the second layer
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(resumed, callbacks=[stop], **options)
+    assert without_times(fit(resumed, history=saved, **options)) == without_times(records)
+    assert same_bits(state(resumed), state(straight))
+
+
+@pytest.mark.parametrize(("once", "calls"), [(True, 1 + 1), (False, 3 + 3)])
+def test_frozen_layers_run_once_where_their_input_stays_the_same(once, calls, monkeypatch):
+    seen, climb = [], ff.FFNet.climb_labels
+    monkeypatch.setattr(ff.FFNet, "climb_labels", lambda net, *args: seen.append(len(net)) or climb(net, *args))
+    kind = ff.PermutedLabels()
+    fit(make((12, 7, 5, 4)), mode="greedy", batch_size=50, negatives=ff.DrawnOnce(kind) if once else kind)
+    assert sorted(seen) == [1] * (calls // 2) + [2] * (calls // 2)
+
+
+def test_negatives_drawn_once_need_tensors():
+    loader = DataLoader(TensorDataset(X, LABELS), batch_size=16)
+    with pytest.raises(TypeError, match="data must be tensors for negatives drawn once, got DataLoader"):
+        fit(make(), loader, negatives=ff.DrawnOnce(ff.UniformLabels()))

@@ -34,7 +34,7 @@ def predict(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     else:
         dataset = data.load(args.data or "mnist", args.data_dir)
         x, labels, source = dataset.x_test, dataset.y_test, f"the test set of {dataset.name}"
-    net = folder.load_net()
+    net, x = folder.load_net(), folder.config.pixels(x)
     inputs = net.layers[0].in_features
     if x.shape[1] != inputs:
         raise ValueError(f"{source} has {x.shape[1]} pixels an image, the run in {args.run} was trained on {inputs}")

@@ -259,6 +259,8 @@ def add_train(commands: Any) -> argparse.ArgumentParser:
     flag(g, "--data-dir", "folder with MNIST's four idx files, or any like them", shown="download once", metavar="DIR")
     flag(g, "--validation", "training rows to hold out and measure each epoch's error on", type=int, metavar="ROWS")
     flag(g, "--validate-every", "epochs from one measurement of the error to the next", type=int, metavar="N")
+    flag(g, "--standardize", "subtract MEAN from every pixel in [0, 1], then divide by STD", type=float, nargs="*",
+         metavar=("MEAN", "STD"), shown="pixels as they are")  # fmt: skip
     flag(g, "--shift", "move each image by up to so many pixels every time, at random", type=int, metavar="PIXELS")
 
     g = p.add_argument_group("network")
@@ -284,8 +286,11 @@ def add_train(commands: Any) -> argparse.ArgumentParser:
     flag(g, "--loss", "on the goodness; only 'logistic' runs inside the fused step", choices=LOSSES)
     flag(g, "--alpha", "slope of losses 'symba' and 'pair'", type=float, metavar="A")
     flag(g, "--margin", "of losses 'pair' and 'hinge'", type=float, metavar="M")
-    flag(g, "--negatives", "wrong labels: each as likely (uniform), or as likely as the head finds them (hard); "
-         "hybrid: mixtures of two images, so that the layers learn without labels", choices=NEGATIVES)  # fmt: skip
+    flag(g, "--negatives", "wrong labels: each as likely (uniform), the images' own in another order (permuted), or "
+         "as likely as the head finds them (hard); hybrid: mixtures of two images, so that the layers learn without "
+         "labels", choices=NEGATIVES)  # fmt: skip
+    flag(g, "--negatives-once", "draw the wrong labels once, the same for all epochs",
+         action=argparse.BooleanOptionalAction)  # fmt: skip
     flag(g, "--blurs", "of the random masks that mix hybrids; more make larger patches", type=int, metavar="N")
 
     g = p.add_argument_group("softmax head and prediction", "layers are numbered from 1")

@@ -89,7 +89,7 @@ def check_config(config: TrainConfig) -> None:
     """ValueError names what one process can do and several cannot."""
     simple = {
         "loss": "logistic", "negatives": "uniform", "shift": 0, "head_layers": (), "average": 0.0, "dropout": 0.0,
-        "direction": "maximize", "candidates": None, "recurrent": False,
+        "direction": "maximize", "candidates": None, "recurrent": False, "negatives_once": False,
     }  # fmt: skip
     if other := {name: getattr(config, name) for name, value in simple.items() if getattr(config, name) != value}:
         raise ValueError(
@@ -134,6 +134,7 @@ def train(
     with watch().guard():
         folder.check_data(dataset)
         check_config(config)
+        dataset = config.prepare(dataset)
         x, y, measured_on = split(dataset, config.validation)
         model = division.model(folder.build_net(), 2 * (config.batch_size or 1))
         history = restore(folder, model)
