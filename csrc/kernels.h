@@ -24,6 +24,8 @@ using LabelForward = Three(const LayerArguments& layer, const Tensor& labels, in
                            bool return_p);
 using LabelStep = Three(const LayerArguments& layer, const LabelPair& labels, const LossArguments& loss,
                         const FlatOptimizer& optimizer);
+using HeadStep = Two(const HeadArguments& head);
+using DrawOtherLabels = Tensor(const Tensor& logits, const Tensor& labels, const Tensor& draws);
 
 namespace cpu {
 
@@ -35,6 +37,8 @@ Step ff_step_;
 NetworkStep ff_network_step_;
 LabelForward ff_label_forward;
 LabelStep ff_label_step_;
+HeadStep ff_head_step_;
+DrawOtherLabels draw_other_labels;
 
 }  // namespace cpu
 

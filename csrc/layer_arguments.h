@@ -39,6 +39,17 @@ struct LabelPair {
   double strength;
 };
 
+// Of the softmax head, in the order of the schema; an entry for each layer that it sees, states in their order.
+struct HeadArguments {
+  const std::vector<Tensor>&ys, &sqnorms;
+  const Tensor& labels;
+  const std::vector<Tensor>&weights, &states;
+  const std::string& optimizer;
+  const OptionalTensor& lr;
+  const std::vector<double>& hyper;
+  double eps;
+};
+
 // The enumerations of either device have these orders.
 template <typename Enum>
 Enum parse_normalize(const std::string& value) {

@@ -114,6 +114,12 @@ Three label_step(const Tensor& x, const Tensor& labels_pos, const Tensor& labels
                 {optimizer, state, lr, hyper});
 }
 
+Two head_step(const Tensors& ys, const Tensors& sqnorms, const Tensor& labels, const Tensors& weights,
+              const Tensors& states, const Name& optimizer, const OptionalTensor& lr, const Numbers& hyper,
+              double eps) {
+  return cpu::ff_head_step_({ys, sqnorms, labels, weights, states, optimizer, lr, hyper, eps});
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(ffkernels, m) {
@@ -142,6 +148,8 @@ STABLE_TORCH_LIBRARY_IMPL(ffkernels, CPU, m) {
   m.impl("ff_network_step_.cpu", TORCH_BOX(&network_step<&cpu::ff_network_step_>));
   m.impl("ff_label_forward.cpu", TORCH_BOX(&label_forward<&cpu::ff_label_forward>));
   m.impl("ff_label_step_.cpu", TORCH_BOX(&label_step<&cpu::ff_label_step_>));
+  m.impl("ff_head_step_.cpu", TORCH_BOX(&head_step));
+  m.impl("draw_other_labels.cpu", TORCH_BOX(&cpu::draw_other_labels));
 }
 
 #ifdef FFKERNELS_WITH_CUDA

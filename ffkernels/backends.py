@@ -81,6 +81,7 @@ _UNAVAILABLE: dict[str, Callable[[], str | None]] = {
     "cuda": functools.cache(_cuda_unavailable),
 }
 _chosen: dict[tuple[str, str, torch.dtype], Callable] = {}  # what kernel() has found under the present setting
+_possible: dict[tuple[str, str, torch.dtype], bool] = {}  # likewise of has_kernel()
 
 
 def register(backend: str, op: str, *, devices: tuple[str, ...] | None, dtypes: tuple[torch.dtype, ...]) -> None:
@@ -104,6 +105,8 @@ for _op in _OPS:
     bf16 = () if triton_device.interpreting() else (torch.bfloat16,)
     register("triton", _op, devices=("cuda",), dtypes=(torch.float32, torch.float16, *bf16))
     register("cuda", _op, devices=("cuda",), dtypes=(torch.float32, torch.bfloat16, torch.float16))
+for _op in ("ff_head_step_", "draw_other_labels"):
+    register("cpu", _op, devices=("cpu",), dtypes=(torch.float32,))
 
 
 def unavailable(backend: str) -> str | None:
@@ -180,6 +183,7 @@ def _switch(name: str) -> None:
     global _current
     _current = name
     _chosen.clear()
+    _possible.clear()
 
 
 def _select(op: str, device: str, dtype: torch.dtype, setting: str | None = None) -> tuple[str, list[str]]:
@@ -205,6 +209,16 @@ def kernel(op: str, x: Tensor) -> Callable:
         backend, _ = _select(*key)
         found = _by_shape(op) if backend == "cuda" and _shape_decides(*key) else _overload(op, backend)
         _chosen[key] = found
+    return found
+
+
+def has_kernel(op: str, x: Tensor) -> bool:
+    """Whether the backend that runs ff_forward on tensors like ``x`` can run ``op`` too."""
+    key = (op, x.device.type, x.dtype)
+    found = _possible.get(key)
+    if found is None:
+        backend, _ = _select("ff_forward", *key[1:])
+        found = _possible[key] = refusal(backend, *key) is None
     return found
 
 

@@ -55,7 +55,9 @@ class TensorBatches:
             return
         order = torch.randperm(len(self.x), generator=draws["order"]).to(self.x.device)
         for rows in order.split(self.batch_size):
-            yield self.x[rows], self.labels[rows], None if self.wrong is None else self.wrong[rows]
+            # quicker than x[rows]
+            x, labels = self.x.index_select(0, rows), self.labels.index_select(0, rows)
+            yield x, labels, None if self.wrong is None else self.wrong[rows]
 
 
 class LoaderBatches:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from . import checks, ops
+from . import backends, checks, ops
+from .head_step import ff_head_step_
 from .optim import Optimizer, state_dtype
 from .state import OptimizerState
 
@@ -18,8 +19,9 @@ class SoftmaxHead(nn.Module):
     """A linear softmax on the normalised activities of chosen layers, run on the neutral label (Hinton 2022, 3.3).
 
     logits = sum_l n_l S_l^T with n_l = y_l / (rms(y_l) + 1e-4), trained by the cross entropy. The layers below never
-    see its gradient. Products and update run through the ops: normalising is the row scale of ff_forward, and
-    ff_update_ with y = d loss / d logits and c = 1/2 is the gradient and the optimizer's step of a linear layer.
+    see its gradient. A step is ff_head_step_ where the backend has it. Elsewhere, and for the logits alone, the other
+    ops compute it: normalising is the row scale of ff_forward, and ff_update_ with y = d loss / d logits and c = 1/2 is
+    the gradient and the optimizer's step of a linear layer.
 
     Args:
         widths: N of every layer of the net.
@@ -85,6 +87,11 @@ class SoftmaxHead(nn.Module):
         labels: Tensor,  # (B,)
     ) -> tuple[Tensor, Tensor]:  # logits (B, C) from before the update, loss ()
         """One step down the mean cross entropy."""
+        y = [ys[i].to(self.weights[0].dtype) for i in self.layers]
+        sqnorm = [totals[i].to(y[0].dtype) for i in self.layers]
+        states = [state.tensors() for state in self.states]  # type: ignore[operator]  # they are OptimizerStates
+        if backends.has_kernel("ff_head_step_", y[0]):
+            return ff_head_step_(y, sqnorm, labels, list(self.weights), states, self.optimizer, eps=_EPS)
         logits = self.logits(ys, totals)
         log_p = logits.log_softmax(1)
         columns = labels.long()[:, None]
@@ -93,12 +100,10 @@ class SoftmaxHead(nn.Module):
         error.scatter_add_(1, columns, error.new_full((1, 1), -1.0).expand(len(labels), 1))
         error /= len(labels)
         half = error.new_full((len(labels),), 0.5)
-        for i, weight, state in zip(self.layers, self.weights, self.states, strict=True):
-            assert isinstance(state, OptimizerState)
-            y, sqnorm = ys[i].to(weight.dtype), totals[i].to(weight.dtype)
+        for weight, state, own_y, q in zip(self.weights, states, y, sqnorm, strict=True):
             ops.ff_update_(
-                y, error, half, weight, None, state.tensors(), self.optimizer, x_sqnorm=sqnorm, normalize="rms",
-                eps=_EPS, precision="highest",
+                own_y, error, half, weight, None, state, self.optimizer, x_sqnorm=q, normalize="rms", eps=_EPS,
+                precision="highest",
             )  # fmt: skip
         return logits, loss
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .batches import epoch_generator
+from .head_step import draw_other_labels
 from .labels import wrong_labels
 
 
@@ -86,8 +87,5 @@ class HardLabels:
     ) -> Tensor:  # (B,)
         if logits is None:
             raise ValueError("HardLabels needs a net with a softmax head, which finds the likely labels")
-        others = logits.double().scatter(1, labels.long()[:, None], -torch.inf)
-        cumulated = others.softmax(1).cumsum(1)
-        # float32 draws are at most 1 - 2^-24: times the total in float64 they stay below it, whatever the rounding
-        draws = torch.rand(len(labels), generator=generator).to(logits.device).double() * cumulated[:, -1]
-        return (cumulated <= draws[:, None]).sum(1)
+        draws = torch.rand(len(labels), generator=generator).to(logits.device)
+        return draw_other_labels(logits, labels, draws)

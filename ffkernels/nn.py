@@ -204,8 +204,14 @@ class FFNet(nn.Module):
         y, totals = self._climb(y, goodness, 1)
         return y, [goodness, *totals]
 
-    def _g(self, totals: Iterable[Tensor]) -> Tensor:  # (L, M), or (S, L, M) of L times (S, M)
-        return torch.stack([t / layer.divisor for t, layer in zip(totals, self.stack, strict=True)], -2)
+    def _g(
+        self,
+        totals: Tensor,  # (L, M) or (S, L, M): G of each layer
+    ) -> Tensor:
+        divisors = [layer.divisor for layer in self.stack]
+        if set(divisors) == {1}:
+            return totals
+        return torch.stack([t / each for t, each in zip(totals.unbind(-2), divisors, strict=True)], -2)
 
     def forward(
         self,
@@ -219,7 +225,7 @@ class FFNet(nn.Module):
         x: Tensor,  # (B, K) or (B, C, H, W)
     ) -> Tensor:  # (L, B)
         """g of every layer for inputs taken as they are (a label, if any, is already in them)."""
-        return self._g(self._climb(self._rows(x), None, 0)[1])
+        return self._g(torch.stack(self._climb(self._rows(x), None, 0)[1]))
 
     def label_goodness(
         self,
@@ -229,7 +235,7 @@ class FFNet(nn.Module):
         """g of every layer under each candidate label; None: all ``num_classes`` of them."""
         labels = self._candidates(x, labels)
         _, totals = self.climb_labels(x, labels)
-        return self._g(totals).reshape(len(self.layers), *labels.shape)
+        return self._g(torch.stack(totals)).reshape(len(self.layers), *labels.shape)
 
     def neutral_pass(
         self,
@@ -348,7 +354,7 @@ class FFNet(nn.Module):
         if seed is not None and layers[0].dropout:  # a net cut out of a larger one
             x, layers[0] = drop(x, layers[0].dropout, seed, 0), replace(layers[0], dropout=0.0)
         totals, loss = ops.ff_network_step_(x, sign, layers, dropout_seed=seed)
-        g, m = self._g(list(totals)), x_pos.shape[0]
+        g, m = self._g(totals), x_pos.shape[0]
         return NetStep(g[:, :m], g[:, m:], loss)
 
     def label_step(
@@ -366,7 +372,7 @@ class FFNet(nn.Module):
         several = isinstance(x, Tensor) and x.dim() == 3
         if not several:
             checks.inputs("x", x)
-        classes, batch = self._classes(), x.shape[1 if several else 0]
+        classes = self._classes()
         if x.dim() == 4 and x.shape[1] > 1:
             pos, neg = (self.overlay(x, labels) for labels in (labels_pos, labels_neg))
             return self.step(pos, neg, dropout_seed=dropout_seed)
@@ -375,7 +381,7 @@ class FFNet(nn.Module):
             x if several else self._rows(x), None, self.stack, labels=up_down, num_classes=classes,
             strength=self._strength(), dropout_seed=self._dropout_seed(dropout_seed, len(x) if several else 1),
         )  # fmt: skip
-        up, down = (g := self._g(totals.unbind(-2)))[..., :batch], g[..., batch:]
+        up, down = self._g(totals).chunk(2, -1)
         return NetStep(down, up, loss) if self.minimize else NetStep(up, down, loss)
 
     def capture(self, *inputs: Tensor) -> CapturedStep:

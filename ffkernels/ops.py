@@ -62,15 +62,20 @@ def _define(op: str, schema: str, fake: Callable, entry_check: Callable = lambda
         torch.library.register_fake(f"ffkernels::{op}{overload}", fake, lib=_LIBRARY)
     _LIBRARY.impl(f"{op}.reference", run_reference, "CompositeExplicitAutograd")
     _LIBRARY.impl(f"{op}.triton", run_triton, "CompositeExplicitAutograd")
-    _LIBRARY.impl(op, lambda *args: backends.kernel(op, args[0])(*args), "CompositeExplicitAutograd")
+    _LIBRARY.impl(op, lambda *args: backends.kernel(op, _first(args[0]))(*args), "CompositeExplicitAutograd")
     backends.register("reference", op, devices=None, dtypes=backends.ALL_DTYPES)
 
 
-def _call(op: str, x: Tensor, *args: Any) -> Any:
+def _first(x: Tensor | list[Tensor]) -> Tensor:
+    """The tensor whose device and dtype decide which backend runs."""
+    return x[0] if isinstance(x, list) else x
+
+
+def _call(op: str, x: Tensor | list[Tensor], *args: Any) -> Any:
     """Run ``op`` on the chosen backend; under torch.compile the choice is left to the moment when it runs."""
     if torch.compiler.is_compiling():
         return getattr(torch.ops.ffkernels, op).default(x, *args)
-    kernel = backends.kernel(op, x)
+    kernel = backends.kernel(op, _first(x))
     try:
         return kernel(x, *args)
     except RuntimeError:

@@ -185,7 +185,7 @@ class RecurrentFFNet(FFNet):
         """g of every layer under each candidate label, the mean over the ``judged`` iterations; None: all labels."""
         labels = self._candidates(x, labels)
         totals = [now.totals for now in self._settle(x, labels, max(self.judged))]
-        g = torch.stack([self._g(totals[t - 1]) for t in self.judged]).mean(0)
+        g = torch.stack([self._g(torch.stack(totals[t - 1])) for t in self.judged]).mean(0)
         return g.reshape(len(self), *labels.shape)
 
     def neutral_pass(
@@ -207,7 +207,7 @@ class RecurrentFFNet(FFNet):
         x: Tensor,  # (B, K) or (B, C, H, W)
     ) -> Tensor:  # (L, B)
         """g of every layer in the pass upwards, with nothing above."""
-        return self._g(self.neutral_pass(x)[1])
+        return self._g(torch.stack(self.neutral_pass(x)[1]))
 
     # -- training
 
@@ -249,7 +249,7 @@ class RecurrentFFNet(FFNet):
             layer.watch_peers(y, sign)
             losses.append(loss)
             means.append(total.view(len(kept), -1).mean(0))
-        g = self._g(means)
+        g = self._g(torch.stack(means))
         return NetStep(g[:, 0::2], g[:, 1::2], torch.stack(losses))
 
 

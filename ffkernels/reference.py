@@ -475,3 +475,39 @@ def ff_label_step_(
         rows, sign, weight, bias, state, optimizer, lr, hyper, threshold, temperature, goodness, None, normalize, eps,
         activation, row_term, col_term, precision,
     )  # fmt: skip
+
+
+def ff_head_step_(
+    ys: list[Tensor],  # of (B, N_l) acc
+    sqnorms: list[Tensor],  # of (B,) acc
+    labels: Tensor,  # (B,) int64
+    weights: list[Tensor],  # of (C, N_l) acc, in place
+    states: list[Tensor],  # all weights' states, one after the other, in place
+    optimizer: str,
+    lr: Tensor | None,
+    hyper: list[float],
+    eps: float,
+) -> tuple[Tensor, Tensor]:  # logits (B, C) acc from before the update, loss () acc
+    rows = [y * (1 / ((q / y.shape[1]).sqrt() + eps))[:, None] for y, q in zip(ys, sqnorms, strict=True)]
+    logits = torch.stack([row @ w.T for row, w in zip(rows, weights, strict=True)]).sum(0)
+    log_p = logits.log_softmax(1)
+    columns = labels[:, None]
+    loss = -log_p.gather(1, columns).mean()
+    error = log_p.exp()
+    error = (error - torch.zeros_like(error).scatter(1, columns, 1.0)) / len(labels)
+    each, writes = len(states) // len(weights), []
+    for i, (row, weight) in enumerate(zip(rows, weights, strict=True)):
+        writes += _optimized([weight], [error.T @ row], states[each * i : each * (i + 1)], optimizer, lr, hyper)
+    _write(writes)
+    return logits, loss
+
+
+def draw_other_labels(
+    logits: Tensor,  # (B, C)
+    labels: Tensor,  # (B,) int64
+    draws: Tensor,  # (B,) float32 in [0, 1)
+) -> Tensor:  # (B,) int64
+    others = logits.to(torch.float64, copy=True).scatter_(1, labels[:, None], -torch.inf)
+    cumulated = others.softmax(1).cumsum(1)
+    # float32 draws are at most 1 - 2^-24: times the total in float64 they stay below it, whatever the rounding
+    return (cumulated <= (draws * cumulated[:, -1])[:, None]).sum(1)

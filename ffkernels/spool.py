@@ -32,7 +32,7 @@ from .batches import Draws, TensorBatches
 from .checkpoint import bytes_of, write_atomic
 from .layer import FFLinear
 from .negatives import Negatives
-from .nn import FFNet
+from .nn import FFNet, NetStep
 from .optim import state_dtype
 from .peer import START
 from .stage import HeadStage, Stage
@@ -304,14 +304,14 @@ class _SpooledStage(Stage):
 
     def step(
         self, x: Tensor, labels: Tensor, draws: Draws, wrong: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[NetStep, Tensor | None]:
         weight = self.layers[0].weight
         if self.only == 0:
             x = self.spool.train.x[x.to(self.spool.train.x.device)]
             x = x.to(weight.device, weight.dtype if x.is_floating_point() else x.dtype)
         fixed = None if wrong is None else wrong.to(weight.device)
         found, _ = super().step(x, labels.to(weight.device), draws, fixed)
-        return found.to(labels.device), None
+        return NetStep(*(t.to(labels.device) for t in found)), None
 
 
 class _SpooledRun(Run):

@@ -16,7 +16,7 @@ from .hybrid import ImageNegatives
 from .layer import FFLinear, signs
 from .loss import Logistic, Loss
 from .negatives import Negatives
-from .nn import FFNet
+from .nn import FFNet, NetStep
 from .selection import Selection
 
 
@@ -47,7 +47,9 @@ class Stage:
         measured: bool,
         selection: Selection | None = None,
     ) -> None:
-        self.net, self.only, self.optimizer, self.negatives = net, only, optimizer, negatives
+        self.net, self.only, self.optimizer = net, only, optimizer
+        self.images = negatives.images if isinstance(negatives, ImageNegatives) else None
+        self.wrong_labels = None if isinstance(negatives, ImageNegatives) else negatives
         self.selection = selection
         self.epochs, self.with_head, self.measured = epochs, with_head, measured
         self.first_epoch = (only or 0) * epochs + 1
@@ -67,11 +69,11 @@ class Stage:
         labels: Tensor,  # (B,)
         draws: Draws,
         wrong: Tensor | None = None,  # (B,)
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[NetStep, Tensor | None]:
         """Train on one minibatch. ``wrong``: the negatives' labels, where they are not drawn here.
 
         Returns:
-            (3, trained layers): loss, mean g of the positives, mean g of the negatives; and the head's loss ().
+            What the trained layers' step gave, and the head's loss ().
         """
         logits = head_loss = None
         if self.net.head is not None and self.with_head:
@@ -83,45 +85,46 @@ class Stage:
         seed = None
         if self.has_dropout:
             seed = torch.randint(2**62, (1,), generator=draws["dropout"]).to(x.device)
-        if isinstance(self.negatives, ImageNegatives):
-            return self._images(x, self.negatives.images(x, draws["negatives"]), seed), head_loss
+        if self.images is not None:
+            return self._images(x, self.images(x, draws["negatives"]), seed), head_loss
         fixed = wrong is not None
         if wrong is None:
-            wrong = self.negatives(labels, self.net.num_classes or 0, draws["negatives"], logits)
-        up, down = (wrong, labels) if self.net.minimize else (labels, wrong)
+            assert self.wrong_labels is not None
+            wrong = self.wrong_labels(labels, self.net.num_classes or 0, draws["negatives"], logits)
         if self.fused and self.below is None:
             options = {} if seed is None else {"dropout_seed": seed}
-            g_pos, g_neg, loss = self.from_input.label_step(x, labels, wrong, **options)
-            return torch.stack([loss, g_pos.mean(1), g_neg.mean(1)]), head_loss
-        g_up, g_down, loss = self._labelled(x, up, down, seed, keep=fixed)
-        g_pos, g_neg = (g_down, g_up) if self.net.minimize else (g_up, g_down)
-        return torch.stack([loss, g_pos.mean(1), g_neg.mean(1)]), head_loss
+            return self.from_input.label_step(x, labels, wrong, **options), head_loss
+        up, down = (wrong, labels) if self.net.minimize else (labels, wrong)
+        return self._labelled(x, up, down, seed, keep=fixed), head_loss
 
     def _images(
         self,
         x_pos: Tensor,  # (B, K) or (B, C, H, W)
         x_neg: Tensor,  # likewise
         seed: Tensor | None,
-    ) -> Tensor:  # as `step`
+    ) -> NetStep:
         """Positives and negatives as they are, without labels."""
         up, down = (x_neg, x_pos) if self.net.minimize else (x_pos, x_neg)
         y, sqnorm = torch.cat([up, down]).flatten(1), None
         if self.below is not None:
             y, totals = self.below.climb(y)
             sqnorm = totals[-1]
-        g, loss = self._update_layers(y, sqnorm, signs(len(up), len(down), y), seed)
-        g_up, g_down = g[:, : len(up)], g[:, len(up) :]
-        g_pos, g_neg = (g_down, g_up) if self.net.minimize else (g_up, g_down)
-        return torch.stack([loss, g_pos.mean(1), g_neg.mean(1)])
+        return self._update_layers(y, sqnorm, seed)
 
     def _update_layers(
-        self, y: Tensor, sqnorm: Tensor | None, sign: Tensor, seed: Tensor | None
-    ) -> tuple[Tensor, Tensor]:  # g (trained layers, M), loss (trained layers,)
-        return (self._fused if self.fused else self._layer_by_layer)(y, sqnorm, sign, seed)
+        self,
+        y: Tensor,  # (2 B, K): the rows that are to rise, then those that are to fall
+        sqnorm: Tensor | None,  # (2 B,)
+        seed: Tensor | None,
+    ) -> NetStep:
+        up = len(y) // 2
+        step = self._fused if self.fused else self._layer_by_layer
+        g, loss = step(y, sqnorm, signs(up, up, y), seed)
+        return NetStep(g[:, up:], g[:, :up], loss) if self.net.minimize else NetStep(g[:, :up], g[:, up:], loss)
 
     def _fused(
         self, y: Tensor, sqnorm: Tensor | None, sign: Tensor, seed: Tensor | None
-    ) -> tuple[Tensor, Tensor]:  # as _update_layers
+    ) -> tuple[Tensor, Tensor]:  # g (trained layers, M), loss (trained layers,)
         """The trained layers on the rows that enter the first of them."""
         y, sqnorm = _drop(self.layers[0], self.trained.start, y, sqnorm, seed)
         records = [layer.as_layer() for layer in self.layers]
@@ -129,17 +132,14 @@ class Stage:
         totals, loss = ops.ff_network_step_(y, sign, records, x_sqnorm=sqnorm, dropout_seed=seed)
         return torch.stack([total / layer.divisor for total, layer in zip(totals, self.layers, strict=True)]), loss
 
-    def _labelled(
-        self, x: Tensor, up: Tensor, down: Tensor, seed: Tensor | None, *, keep: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:  # g (trained layers, B) of the rows that are to rise and to fall, loss
+    def _labelled(self, x: Tensor, up: Tensor, down: Tensor, seed: Tensor | None, *, keep: bool) -> NetStep:
         """The trained layers on x under two labels, where label_step does not do it all; ``keep``: as for `_climb`."""
         sqnorm = None
         if self.below is None:
             y = torch.cat([self.net.overlay(x, each) for each in (up, down)]).flatten(1)
         else:
             y, sqnorm = self._climb(self.below, x, up, down, keep=keep)
-        g, loss = self._update_layers(y, sqnorm, signs(len(x), len(x), y), seed)
-        return g[:, : len(x)], g[:, len(x) :], loss
+        return self._update_layers(y, sqnorm, seed)
 
     def _climb(
         self, below: FFNet, x: Tensor, up: Tensor, down: Tensor, *, keep: bool
@@ -160,7 +160,7 @@ class Stage:
     @torch.no_grad()
     def _layer_by_layer(
         self, y: Tensor, sqnorm: Tensor | None, sign: Tensor, seed: Tensor | None
-    ) -> tuple[Tensor, Tensor]:  # as _update_layers
+    ) -> tuple[Tensor, Tensor]:  # as _fused
         """Any loss, any optimizer. The gradients of one of torch.optim's are written where it looks for them."""
         gs, losses, updates = [], [], []
         for i, layer, loss_of in zip(self.trained, self.layers, self.losses, strict=True):
@@ -212,10 +212,11 @@ class HeadStage:
         labels: Tensor,  # (B,)
         draws: Draws,
         wrong: Tensor | None = None,  # (B,), not used
-    ) -> tuple[Tensor, Tensor | None]:  # as Stage.step
+    ) -> tuple[NetStep, Tensor | None]:  # as Stage.step
         assert self.net.head is not None
         _, loss = self.net.head.step(*self.net.neutral_pass(x), labels)
-        return loss.new_empty((3, 0)), loss
+        nothing = loss.new_empty((0, len(x)))
+        return NetStep(nothing, nothing, nothing[:, 0]), loss
 
 
 def _drop(

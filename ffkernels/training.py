@@ -20,7 +20,7 @@ from .hybrid import ImageNegatives
 from .layer import FFLinear
 from .loss import Loss
 from .negatives import DrawnOnce, Negatives, UniformLabels
-from .nn import FFNet
+from .nn import FFNet, NetStep
 from .selection import Selection
 from .stage import HeadStage, Stage
 
@@ -351,9 +351,8 @@ class Run:
         net, weight, batches = self.net, self.net.stack[0].weight, len(self.batches)
         epoch = stage.first_epoch + own_epoch
         draws = Draws(self.seed, epoch)
-        sums = torch.zeros(3, len(stage.trained), dtype=torch.float64, device=weight.device)
-        head_sum = torch.zeros((), dtype=torch.float64, device=weight.device)
-        inputs, start = 0, time.perf_counter()
+        sums = Sums(len(stage.trained), stage.with_head, weight.device)
+        start = time.perf_counter()
         for i, (x, labels, wrong) in enumerate(self.batches.epoch(draws)):
             self.rate.set((own_epoch + i / batches) / stage.epochs)
             x = x.to(weight.device, weight.dtype if x.is_floating_point() else x.dtype)
@@ -363,24 +362,20 @@ class Run:
             found, head_loss = stage.step(x, labels.to(weight.device), draws, fixed)
             if net.average is not None:
                 net.average.update(net, (epoch - 1) * batches + i + 1)
-            sums += len(x) * found
-            if head_loss is not None:
-                head_sum += len(x) * head_loss
-            inputs += len(x)
+            sums.add(len(x), found, head_loss)
             if bar.update():  # true when it is time to redraw: only then are values fetched from the device
-                means, head_mean = sums / inputs, head_sum / inputs if stage.with_head else None
-                rate = stage.copies * inputs / (time.perf_counter() - start)
+                means, head_mean = sums.means()
+                rate = stage.copies * sums.inputs / (time.perf_counter() - start)
                 bar.set_postfix_str(status(epoch, means, head_mean, rate), refresh=False)
+        means, head_mean = sums.means()
         seconds = time.perf_counter() - start
         record: Record = {"epoch": epoch, "layer": stage.only}
-        for name, values in zip(
-            ("loss", "goodness_positive", "goodness_negative"), (sums / inputs).tolist(), strict=True
-        ):
+        for name, values in zip(("loss", "goodness_positive", "goodness_negative"), means.tolist(), strict=True):
             by_layer = dict(zip(stage.trained, values, strict=True))
             record[name] = [by_layer.get(layer) for layer in range(len(net))]
-        if stage.with_head:
-            record["head_loss"] = (head_sum / inputs).item()
-        record.update(lr=self.rate.value(), rows_per_second=stage.copies * inputs / seconds, seconds=seconds)
+        if head_mean is not None:
+            record["head_loss"] = head_mean.item()
+        record.update(lr=self.rate.value(), rows_per_second=stage.copies * sums.inputs / seconds, seconds=seconds)
         return record
 
     def _error(self, stage: Stage | HeadStage) -> float:
@@ -389,6 +384,40 @@ class Run:
         with contextlib.nullcontext() if average is None else average.applied(self.net):
             layers = None if stage.only is None else range(stage.trained.stop)
             return error_percent(self.net, *self.validation, layers=layers)
+
+
+class Sums:
+    """An epoch's means. Steps are added up many at once: each for itself, that would cost more than it adds up."""
+
+    AT_ONCE = 64
+
+    def __init__(self, layers: int, with_head: bool, device: torch.device) -> None:
+        self.inputs = self.chosen = 0  # seen, and learned from
+        self.sums = torch.zeros(3, layers, dtype=torch.float64, device=device)  # loss, g of positives, g of negatives
+        self.head = torch.zeros((), dtype=torch.float64, device=device) if with_head else None
+        self.steps: list[tuple[int, NetStep, Tensor | None]] = []
+
+    def add(self, inputs: int, step: NetStep, head_loss: Tensor | None) -> None:
+        self.inputs += inputs
+        self.steps.append((inputs, step, head_loss))
+        if len(self.steps) == self.AT_ONCE:
+            self._add_up()
+
+    def _add_up(self) -> None:
+        inputs, steps, head_losses = zip(*self.steps, strict=True)
+        chosen = [step.goodness_pos.shape[1] for step in steps]
+        self.chosen += sum(chosen)
+        self.sums[0] += self.sums.new_tensor(chosen) @ torch.stack([step.loss for step in steps]).double()
+        self.sums[1] += torch.cat([step.goodness_pos for step in steps], 1).sum(1, dtype=torch.float64)
+        self.sums[2] += torch.cat([step.goodness_neg for step in steps], 1).sum(1, dtype=torch.float64)
+        if self.head is not None:
+            self.head += self.sums.new_tensor(inputs) @ torch.stack(head_losses).double()
+        self.steps = []
+
+    def means(self) -> tuple[Tensor, Tensor | None]:  # (3, layers), ()
+        if self.steps:
+            self._add_up()
+        return self.sums / self.chosen, None if self.head is None else self.head / self.inputs
 
 
 def status(epoch: int, means: Tensor, head_loss: Tensor | None, rows_per_second: float) -> str:

@@ -171,8 +171,8 @@ def copied(value):
     return value
 
 
-def flat(op, given):
-    """The flat arguments with which the public function would call the registered op."""
+def flat(op, given, module=ops):
+    """The flat arguments with which the public function, in ``module``, would call the registered op."""
     seen = []
 
     class Stop(Exception):
@@ -183,7 +183,7 @@ def flat(op, given):
         raise Stop
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ops, "_call", record)
+        patch.setattr(module, "_call", record)
         with pytest.raises(Stop):
-            getattr(ops, op)(**given)
+            getattr(module, op)(**given)
     return tuple(seen)

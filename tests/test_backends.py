@@ -148,7 +148,7 @@ def test_the_backend_that_explain_names_is_the_one_that_runs(setting):
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_info_is_true_under_every_setting(setting):
     with ff.use_backend("auto"):
-        registered = (*cases.OPS, "apply_gradient_")
+        registered = (*cases.OPS, "apply_gradient_", "ff_head_step_", "draw_other_labels")
         auto = {op: backends._select(op, "cpu", torch.float32)[0] for op in registered}
     with ff.use_backend(setting):
         info = ff.info()

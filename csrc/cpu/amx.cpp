@@ -20,13 +20,16 @@
 #include "cpu/core_amx.h"
 #include "cpu/core_avx512_bf16.h"
 #include "cpu/core_f32.h"
+#include "cpu/head.h"
 #include "cpu/layer.h"
 #pragma GCC pop_options
 
 namespace ffkernels::cpu {
 const Kernels kernels_avx512_bf16 = {
-    "avx512", {amx::run<amx::CoreF32<8, 3>>, amx::run<amx::CoreF32<8, 3>>, amx::run<amx::CoreAvx512Bf16>}};
-const Kernels kernels_amx = {"amx",
-                             {amx::run<amx::CoreF32<8, 3>>, amx::run<amx::CoreAmx<2>>, amx::run<amx::CoreAmx<1>>}};
+    "avx512",
+    {amx::run<amx::CoreF32<8, 3>>, amx::run<amx::CoreF32<8, 3>>, amx::run<amx::CoreAvx512Bf16>},
+    amx::run_head};
+const Kernels kernels_amx = {
+    "amx", {amx::run<amx::CoreF32<8, 3>>, amx::run<amx::CoreAmx<2>>, amx::run<amx::CoreAmx<1>>}, amx::run_head};
 }  // namespace ffkernels::cpu
 #endif

@@ -14,11 +14,14 @@
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
 #include "cpu/core_f32.h"
+#include "cpu/head.h"
 #include "cpu/layer.h"
 #pragma GCC pop_options
 
 namespace ffkernels::cpu {
 const Kernels kernels_avx2 = {
-    "avx2", {avx2::run<avx2::CoreF32<6, 2>>, avx2::run<avx2::CoreF32<6, 2>>, avx2::run<avx2::CoreF32<6, 2>>}};
+    "avx2",
+    {avx2::run<avx2::CoreF32<6, 2>>, avx2::run<avx2::CoreF32<6, 2>>, avx2::run<avx2::CoreF32<6, 2>>},
+    avx2::run_head};
 }
 #endif

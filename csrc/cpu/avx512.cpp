@@ -18,12 +18,14 @@
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma,prefer-vector-width=512")
 #include "cpu/core_f32.h"
+#include "cpu/head.h"
 #include "cpu/layer.h"
 #pragma GCC pop_options
 
 namespace ffkernels::cpu {
 const Kernels kernels_avx512 = {
     "avx512",
-    {avx512::run<avx512::CoreF32<8, 3>>, avx512::run<avx512::CoreF32<8, 3>>, avx512::run<avx512::CoreF32<8, 3>>}};
+    {avx512::run<avx512::CoreF32<8, 3>>, avx512::run<avx512::CoreF32<8, 3>>, avx512::run<avx512::CoreF32<8, 3>>},
+    avx512::run_head};
 }
 #endif

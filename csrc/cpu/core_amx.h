@@ -17,6 +17,7 @@ static const TileConfig tile_config;
 template <int64_t parts>
 struct CoreAmx : PanelsBf16<parts> {
   static constexpr int64_t kTile = PanelsBf16<parts>::kTile, kStep = PanelsBf16<parts>::kStep;
+  static constexpr int64_t kFetches = 1;
 
   static void enter() { _tile_loadconfig(&tile_config); }
   static void leave() { _tile_release(); }

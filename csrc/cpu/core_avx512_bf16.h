@@ -6,7 +6,8 @@
 namespace ffkernels::cpu::FFK_NAMESPACE {
 
 struct CoreAvx512Bf16 : PanelsBf16<1> {
-  static constexpr int64_t kGroup = 8;  // rows at once: 16 totals and their operands fill half of the registers
+  static constexpr int64_t kFetches = 16;  // many, so that few lines are asked for at once
+  static constexpr int64_t kGroup = 8;     // rows at once: 16 totals and their operands fill half of the registers
 
   static void enter() {}
   static void leave() {}
@@ -38,9 +39,9 @@ struct CoreAvx512Bf16 : PanelsBf16<1> {
         }
       }
       for (int64_t k = 0; k < used.depth; k += 32, left += kStep, right += kStep) {
-        if (group == 0) ahead->fetch();
         const int64_t pairs = smaller<int64_t>(16, (used.depth - k + 1) / 2);
         for (int64_t pair = 0; pair < pairs; ++pair) {
+          if (pair % 4 == 0) ahead->fetch();
           __m512bh columns[count];
 #pragma GCC unroll 2
           for (int64_t j = 0; j < count; ++j) {

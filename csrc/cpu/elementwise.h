@@ -47,6 +47,18 @@ template <typename T>
 inline void store_part(T* p, Vector v, int64_t used) {
   for (int64_t i = 0; i < used; ++i) set(p + i, v[i]);
 }
+#if FFK_LANES == 16
+inline __mmask16 first_lanes(int64_t used) { return static_cast<__mmask16>((1u << used) - 1); }
+inline Vector load_part(const float* p, int64_t used) { return (Vector)_mm512_maskz_loadu_ps(first_lanes(used), p); }
+inline void store_part(float* p, Vector v, int64_t used) { _mm512_mask_storeu_ps(p, first_lanes(used), (__m512)v); }
+inline Vector part_of(Vector v, int64_t used) { return (Vector)_mm512_maskz_mov_ps(first_lanes(used), (__m512)v); }
+#else
+inline Vector part_of(Vector v, int64_t used) {
+  float values[kLanes] = {};
+  store_part(values, v, used);
+  return load(values);
+}
+#endif
 
 // a / (sqrt(x) * scale + eps), Adam's step
 inline Vector over_root(Vector a, Vector x, float scale, float eps) {
@@ -202,6 +214,21 @@ inline void optimize(const OptimizerStep& o, const float* gradient, T* weight, f
   if (const int64_t rest = n - i; rest > 0) {
     step([rest](const auto* p) { return load_part(p, rest); }, [rest](auto* p, Vector v) { store_part(p, v, rest); },
          i);
+  }
+}
+
+// Calls function(kind) with the kind as a constant.
+template <typename F>
+void with_optimizer(Optimizer kind, F&& function) {
+  switch (kind) {
+    case Optimizer::sgd:
+      return function(std::integral_constant<Optimizer, Optimizer::sgd>{});
+    case Optimizer::adam:
+      return function(std::integral_constant<Optimizer, Optimizer::adam>{});
+    case Optimizer::adamw:
+      return function(std::integral_constant<Optimizer, Optimizer::adamw>{});
+    case Optimizer::hinton_sgd:
+      return function(std::integral_constant<Optimizer, Optimizer::hinton_sgd>{});
   }
 }
 

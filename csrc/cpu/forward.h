@@ -33,7 +33,8 @@ float Layer<Core, T>::finish_row(const float* product, float scale, const float*
       if (p_floats) store_part(p_floats + n, v * slope, rest);
       if (p) store_part(p + n, v * slope, rest);
     }
-    for (int64_t i = 0; i < rest; ++i) total[i] += v[i] * v[i];
+    const Vector kept = part_of(v, rest);  // of the others nobody knows: the scale may be infinite
+    total += kept * kept;
   }
   return sum(total);
 }
@@ -74,17 +75,27 @@ void Layer<Core, T>::forward_strip(int64_t row, int64_t index, const WeightPart&
                                    bool fetch_next) {
   const int64_t count = smaller(kStrip, rows_ - row);
   const int64_t cols = smaller(col_block_, job_.cols - index * col_block_);
-  const int64_t strip = kStrip * depth_ * Core::kBytes;
   const int64_t times = ceil_div(cols, Core::kCols) * ceil_div(count, Core::kRows) * ceil_div(depth_, kFetchDepth);
-  Ahead ahead(times);
-  ahead.add(packed_x_ + (row + kStrip) * depth_ * kUnit, strip);  // the next strip
+  constexpr int64_t width = sizeof(T);
+  Ahead ahead(times * Core::kFetches);
+  ahead.add(packed_x_ + (row + kStrip) * depth_ * kUnit, kStrip * depth_ * Core::kBytes);  // the next strip
+  for (int64_t c = 0; c < labels_.candidates && labels_.candidates <= 2; ++c) {            // where y will be written
+    const int64_t to = result_row(row0_ + row, c), next = result_row(row0_ + row + 1, c);
+    ahead.add(static_cast<const T*>(job_.y) + to * job_.cols + index * col_block_, cols * width, count,
+              (next - to) * job_.cols * width);
+  }
+  if (split_rows_ && index == 0 && job_.x.col_stride == 1) {
+    // x of the next strip, which will be packed
+    ahead.add(static_cast<const T*>(job_.x.data) + (row0_ + row + kStrip) * job_.x.row_stride, job_.depth * width,
+              smaller(kStrip, rows_ - row - kStrip), job_.x.row_stride * width);
+  }
   if (fetch_next) {
     // the strip's part of the next block of W
     const int64_t rows = smaller(col_block_, job_.cols - (index + 1) * col_block_);
     const int64_t each = ceil_div(rows, ceil_div(rows_, kStrip)), begin = row / kStrip * each;
-    const int64_t stride = job_.weight.row_stride * static_cast<int64_t>(sizeof(T));
-    ahead.add(static_cast<const char*>(job_.weight.data) + ((index + 1) * col_block_ + begin) * stride,
-              job_.depth * static_cast<int64_t>(sizeof(T)), smaller(each, rows - begin), stride);
+    const int64_t stride = job_.weight.row_stride;
+    ahead.add(static_cast<const T*>(job_.weight.data) + ((index + 1) * col_block_ + begin) * stride, job_.depth * width,
+              smaller(each, rows - begin), stride * width);
   }
   for (int64_t k = 0; k < depth_; k += Core::kChunk) {
     const int64_t chunk = smaller(Core::kChunk, job_.depth - k);

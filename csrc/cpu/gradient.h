@@ -23,9 +23,8 @@ void Layer<Core, T>::scale_strip(int64_t row, int64_t count, int64_t first, int6
       const float twice = 2.f * coef_[kept], r = scale_[row + i];
       const float term = job_.row_term ? job_.row_term[result] : 0.f;
       const bool peers = static_cast<bool>(job_.row_term);
-      float* label = labels_.num_classes > 0
-                         ? grad_labels_ + label_of(row0_ + row + i, c) * grad_blocks_ * grad_block_ + first
-                         : nullptr;
+      float* label =
+          labels_.num_classes > 0 ? grad_labels_ + label_of(row0_ + row + i, c) * grad_cols_ + first : nullptr;
       const bool begin_bias = i == 0 && c == 0, begin_row = c == 0;
       // The block's padding is scratch: it may be added up, but p, label and col_term end with the columns.
       for (int64_t n = 0; n < cols; n += kLanes) {
@@ -86,36 +85,21 @@ void Layer<Core, T>::optimize_bias(int64_t first, int64_t count) const {
 }
 
 template <typename Core, typename T>
-template <typename F>
-void Layer<Core, T>::with_optimizer(F&& function) const {
-  switch (job_.optimizer.kind) {
-    case Optimizer::sgd:
-      return function(std::integral_constant<Optimizer, Optimizer::sgd>{});
-    case Optimizer::adam:
-      return function(std::integral_constant<Optimizer, Optimizer::adam>{});
-    case Optimizer::adamw:
-      return function(std::integral_constant<Optimizer, Optimizer::adamw>{});
-    case Optimizer::hinton_sgd:
-      return function(std::integral_constant<Optimizer, Optimizer::hinton_sgd>{});
+void Layer<Core, T>::gradient_task(int64_t thread) {
+  const Own& own = own_[thread];
+  const int64_t end = smaller(job_.cols, (thread + 1) * grad_share_);
+  for (int64_t first = thread * grad_share_; first < end; first += grad_block_) {
+    gradient_block(first, smaller(grad_block_, end - first), own);
   }
 }
 
 template <typename Core, typename T>
-void Layer<Core, T>::gradient_task(int64_t thread) {
-  const Own& own = own_[thread];
-  const Range blocks = share(thread, grad_blocks_);
-  for (int64_t index = blocks.begin; index < blocks.end; ++index) gradient_block(index, own);
-}
-
-template <typename Core, typename T>
-void Layer<Core, T>::gradient_block(int64_t index, const Own& own) {
-  const int64_t first = index * grad_block_, cols = smaller(grad_block_, job_.cols - first);
-  const int64_t stride = grad_blocks_ * grad_block_;
+void Layer<Core, T>::gradient_block(int64_t first, int64_t cols, const Own& own) {
   if (first_block_) {
     for (int64_t n = 0; n < cols; ++n) grad_bias_[first + n] = job_.given_bias ? job_.given_bias[first + n] : 0.f;
     for (int64_t n = 0; job_.positive_sum && n < cols; ++n) job_.positive_sum[first + n] = 0.f;
     for (int64_t c = 0; c < labels_.num_classes; ++c) {
-      for (int64_t n = 0; n < cols; ++n) grad_labels_[c * stride + first + n] = 0.f;
+      for (int64_t n = 0; n < cols; ++n) grad_labels_[c * grad_cols_ + first + n] = 0.f;
     }
   }
   for (int64_t row = 0; row < rows_; row += kStrip) {
@@ -139,7 +123,9 @@ void Layer<Core, T>::gradient_block(int64_t index, const Own& own) {
       for (int64_t n = 0; n < cols; n += kGradientRows) {
         const int64_t count = smaller(kGradientRows, cols - n);
         float* grad = own.grad + n * grad_depth_;
-        Ahead ahead(ceil_div(depth, Core::kCols) * ceil_div(count, Core::kRows) * ceil_div(chunk, kFetchDepth));
+        const int64_t times =
+            ceil_div(depth, Core::kCols) * ceil_div(count, Core::kRows) * ceil_div(chunk, kFetchDepth);
+        Ahead ahead(times * Core::kFetches);
         if (n == 0) fetch_panels(k0, depth, m, chunk, &ahead);
         if (last && last_block_) fetch_weights(first + n, count, k0, depth, &ahead);
         for (int64_t k = 0; k < depth; k += Core::kCols) {
@@ -154,7 +140,7 @@ void Layer<Core, T>::gradient_block(int64_t index, const Own& own) {
   }
   if (last_block_ && job_.bias) {
     if (job_.new_weight) {
-      with_optimizer([&](auto kind) { optimize_bias<kind>(first, cols); });
+      with_optimizer(job_.optimizer.kind, [&](auto kind) { optimize_bias<kind>(first, cols); });
     } else {
       for (int64_t n = 0; n < cols; ++n) set(static_cast<T*>(job_.grad_bias) + first + n, grad_bias_[first + n]);
     }
@@ -194,7 +180,7 @@ void Layer<Core, T>::finish_gradient(int64_t first, int64_t cols, int64_t k0, in
   for (int64_t n = 0; n < cols; ++n) {
     float* row = grad + n * grad_depth_;
     for (int64_t k = k0; last_block_ && k < smaller(labels_.num_classes, k0 + depth); ++k) {
-      row[k - k0] += grad_labels_[k * grad_blocks_ * grad_block_ + first + n];
+      row[k - k0] += grad_labels_[k * grad_cols_ + first + n];
     }
     if (blocks_ > 1) {
       float* total = grad_total_ + (first + n) * job_.depth + k0;
@@ -207,7 +193,7 @@ void Layer<Core, T>::finish_gradient(int64_t first, int64_t cols, int64_t k0, in
     }
   }
   if (last_block_ && job_.new_weight) {
-    with_optimizer([&](auto kind) { optimize_rows<kind>(first, cols, k0, depth, grad); });
+    with_optimizer(job_.optimizer.kind, [&](auto kind) { optimize_rows<kind>(first, cols, k0, depth, grad); });
   }
 }
 

@@ -94,6 +94,26 @@ struct Job {
   const float* given_bias = nullptr;    // (cols,)
 };
 
+// A layer of the net as a softmax head sees it, and the head's weight for it.
+struct HeadLayer {
+  const float* y = nullptr;  // (rows, cols)
+  int64_t row_stride = 0, cols = 0;
+  Floats sqnorm;            // (rows,)
+  float* weight = nullptr;  // (classes, cols), contiguous
+  OptimizerStep optimizer;
+};
+
+struct HeadJob {
+  int64_t rows = 0, classes = 0;
+  float eps = 0;
+  const int64_t* labels = nullptr;  // (rows,)
+  int64_t label_stride = 0;
+  const HeadLayer* layers = nullptr;
+  int64_t layer_count = 0;
+  float* logits = nullptr;  // (rows, classes), contiguous
+  float* loss = nullptr;    // ()
+};
+
 // Asks for large pages under memory that is about to be written for the first time: fewer page faults. Only advice.
 void advise_large_pages(void* data, int64_t bytes);
 
@@ -109,10 +129,13 @@ void run_threads(int64_t threads, Task task, const void* context);
 // Runs the job, or with reserve_only makes sure of the memory for it: after that it cannot fail.
 using Kernel = void (*)(const Job& job, int64_t threads, bool reserve_only);
 
+using HeadKernel = void (*)(const HeadJob& job, int64_t threads);
+
 // The kernels of one instruction set; a precision it cannot do better than another points to the same one.
 struct Kernels {
   const char* name;
   Kernel by_precision[3];  // indexed by Precision
+  HeadKernel head;
 };
 
 extern const Kernels kernels_portable, kernels_avx2, kernels_avx512, kernels_avx512_bf16, kernels_amx;

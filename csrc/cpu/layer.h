@@ -43,7 +43,9 @@ class Layer {
     const int64_t fitting = larger<int64_t>(1, kWeightBytes / (depth_ * Core::kBytes * kPart)) * kPart;
     split(split_rows_ ? 1 : threads_, split_rows_ ? fitting : kPart, kPart, &col_blocks_, &col_block_);
     col_parts_ = ceil_div(job.cols, kPart);
-    split(threads_, kGradientCols, std::lcm(kStrip, kLanes), &grad_blocks_, &grad_block_);
+    grad_share_ = round_up(ceil_div(job.cols, threads_), kLanes);
+    grad_block_ = round_up(ceil_div(grad_share_, ceil_div(grad_share_, kGradientCols)), std::lcm(kStrip, kLanes));
+    grad_cols_ = round_up(job.cols, kLanes);
     grad_depth_ = round_up(smaller(kGradientDepth, job.depth), Core::kCols);
     curved_ = job.forward && job.gradient && job.activation != Activation::relu;
 
@@ -157,7 +159,7 @@ class Layer {
   void lay_out(Arena& arena) {
     const bool forward = job_.forward, gradient = job_.gradient;
     const int64_t block_all = block_rows_ * labels_.candidates, classes = labels_.num_classes;
-    const int64_t grad_cols = gradient ? grad_blocks_ * grad_block_ : 0;
+    const int64_t grad_cols = gradient ? grad_cols_ : 0;
     grad_rows_ = round_up(block_rows_, Core::kDepthUnit);
     own_ = arena.template take<Own>(threads_);
     shared_ = arena.template take<WeightPart>(col_blocks_);
@@ -297,12 +299,10 @@ class Layer {
   void rows_task(int64_t thread) {
     const Own& own = own_[thread];
     const Range rows = share(thread, rows_, kStrip);
-    if (!job_.forward || col_blocks_ > 1) {
-      for (int64_t row = rows.begin; row < rows.end; row += kStrip) pack_strip(row, own.rows);
-    }
+    for (int64_t row = rows.begin; row < rows.end && !job_.forward; row += kStrip) pack_strip(row, own.rows);
     for (int64_t index = 0; job_.forward && index < col_blocks_; ++index) {
       for (int64_t row = rows.begin; row < rows.end; row += kStrip) {
-        if (col_blocks_ == 1) pack_strip(row, own.rows);  // while x is still in cache
+        if (index == 0) pack_strip(row, own.rows);  // while x is still in cache
         forward_strip(row, index, shared_[index], own.product);
       }
     }
@@ -317,10 +317,8 @@ class Layer {
   void optimize_rows(int64_t first, int64_t count, int64_t k0, int64_t depth, const float* grad) const;
   template <Optimizer kind>
   void optimize_bias(int64_t first, int64_t count) const;
-  template <typename F>
-  void with_optimizer(F&& function) const;
   void gradient_task(int64_t thread);
-  void gradient_block(int64_t index, const Own& own);
+  void gradient_block(int64_t first, int64_t cols, const Own& own);
   void fetch_panels(int64_t k0, int64_t depth, int64_t m, int64_t chunk, Ahead* ahead) const;
   void fetch_weights(int64_t first, int64_t count, int64_t k0, int64_t depth, Ahead* ahead) const;
   void start_gradient(int64_t first, int64_t cols, int64_t k0, int64_t depth, float* grad) const;
@@ -331,7 +329,8 @@ class Layer {
   const Job& job_;
   const Labels& labels_;
   int64_t all_rows_, threads_, depth_, block_rows_, blocks_, grad_rows_ = 0;
-  int64_t col_blocks_ = 0, col_block_ = 0, col_parts_ = 0, grad_blocks_ = 0, grad_block_ = 0, grad_depth_ = 0;
+  int64_t col_blocks_ = 0, col_block_ = 0, col_parts_ = 0;
+  int64_t grad_share_ = 0, grad_block_ = 0, grad_cols_ = 0, grad_depth_ = 0;  // columns of a thread, a block, all
   bool split_rows_, curved_;
   void (Layer::*method_)(int64_t) = nullptr;
 
@@ -348,8 +347,8 @@ class Layer {
   float* p_ = nullptr;            // (block_rows * candidates, cols): y act'(z)
   Element* packed_x_ = nullptr;   // (block_rows, depth): A panels, see strip_at
   Element* packed_xt_ = nullptr;  // (depth, grad_rows): B panels, see x_at
-  float* grad_bias_ = nullptr;    // (grad_blocks * grad_block,)
-  float* grad_labels_ = nullptr;  // (num_classes, grad_blocks * grad_block)
+  float* grad_bias_ = nullptr;    // (grad_cols,)
+  float* grad_labels_ = nullptr;  // (num_classes, grad_cols)
   float* grad_total_ = nullptr;   // (cols, depth): dW of the blocks of rows before
 };
 

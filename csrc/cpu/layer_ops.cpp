@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "cpu/isa.h"
+#include "cpu/optimizer_step.h"
 #include "cpu/tensor.h"
 #include "kernels.h"
 
@@ -66,18 +67,6 @@ void set_sign(Job& job, Spans& spans, const Tensor& sign) {
     STD_TORCH_CHECK(job.sign[m] == 1.f || job.sign[m] == -1.f, "sign: must hold +1 and -1 only");
   }
   spans.input(sign);
-}
-
-const int64_t* labels_argument(const Tensor& t, const char* name, int64_t dim, int64_t num_classes) {
-  const auto* data = static_cast<const int64_t*>(checked_data(t, name, dim, ScalarType::Long));
-  const int64_t cols = dim == 2 ? t.size(1) : 1;
-  for (int64_t i = 0; i < t.size(0); ++i) {
-    for (int64_t j = 0; j < cols; ++j) {
-      const int64_t label = data[i * t.stride(0) + (dim == 2 ? j * t.stride(1) : 0)];
-      STD_TORCH_CHECK(label >= 0 && label < num_classes, name, ": must be in [0, ", num_classes, ")");
-    }
-  }
-  return data;
 }
 
 void set_label_pair(Job& job, Spans& spans, const LabelPair& pair) {
@@ -143,39 +132,13 @@ class Peers {
   std::vector<float> row_term_, col_term_, positive_sum_;
 };
 
-// Adam's bias correction 1 - beta^t, in double: it cancels for small t.
-double bias_correction(double beta, double step) { return 1.0 - std::pow(beta, step); }
-
 // The optimizer's step on in-place targets. Returns where the step count stands, to be raised when the kernel has run.
 float* set_optimizer(Job& job, Spans& spans, const Tensor& weight, const OptionalTensor& bias,
                      const FlatOptimizer& flat) {
   const OptimizerArguments given = optimizer_arguments(spans, weight, bias, dtype_of(job.type), flat);
   job.new_weight = given.weight;
   job.new_bias = given.bias;
-  OptimizerStep& o = job.optimizer;
-  o.kind = static_cast<Optimizer>(given.name);
-  std::copy_n(given.slot, 2, o.slot);
-  std::copy_n(given.bias_slot, 2, o.bias_slot);
-  const double rate = given.lr_tensor ? *given.lr_tensor : given.lr;
-  o.lr = static_cast<float>(rate);
-  o.weight_decay = static_cast<float>(given.weight_decay);
-  o.momentum = static_cast<float>(given.momentum);
-  if (o.kind == Optimizer::sgd) {
-    o.first = *given.step == 0.f;
-    o.dampening = static_cast<float>(given.dampening);
-    o.nesterov = given.nesterov;
-  } else if (o.kind == Optimizer::hinton_sgd) {
-    o.rest1 = static_cast<float>(1.0 - given.momentum);
-  } else {
-    const double next = static_cast<double>(*given.step) + 1.0;
-    o.beta1 = static_cast<float>(given.beta1);
-    o.beta2 = static_cast<float>(given.beta2);
-    o.rest1 = static_cast<float>(1.0 - given.beta1);
-    o.rest2 = static_cast<float>(1.0 - given.beta2);
-    o.eps = static_cast<float>(given.eps);
-    o.step_size = static_cast<float>(rate / bias_correction(given.beta1, next));
-    o.inverse_root_correction2 = static_cast<float>(1.0 / std::sqrt(bias_correction(given.beta2, next)));
-  }
+  job.optimizer = optimizer_step(given);
   return given.step;
 }
 

@@ -10,9 +10,11 @@
 #define FFK_NAMESPACE portable
 #define FFK_LANES 4
 #include "cpu/core_f32.h"
+#include "cpu/head.h"
 #include "cpu/layer.h"
 namespace ffkernels::cpu {
 const Kernels kernels_portable = {"portable",
                                   {portable::run<portable::CoreF32<4, 3>>, portable::run<portable::CoreF32<4, 3>>,
-                                   portable::run<portable::CoreF32<4, 3>>}};
+                                   portable::run<portable::CoreF32<4, 3>>},
+                                  portable::run_head};
 }

@@ -23,6 +23,18 @@ inline float sum(Vector v) {  // in a fixed order
   return total;
 }
 
+// The same in log2 steps, for sums that are many.
+template <int64_t half, int64_t... i>
+inline float fold(Vector v, std::integer_sequence<int64_t, i...> lanes) {
+  v += __builtin_shufflevector(v, v, (i ^ half)...);
+  if constexpr (half == 1) {
+    return v[0];
+  } else {
+    return fold<half / 2>(v, lanes);
+  }
+}
+inline float folded(Vector v) { return fold<kLanes / 2>(v, std::make_integer_sequence<int64_t, kLanes>()); }
+
 template <typename T>
 constexpr T smaller(T a, T b) {
   return b < a ? b : a;

@@ -1,0 +1,128 @@
+"""The softmax head's training step as one op, and the draw of labels that it confuses.
+
+`SoftmaxHead` and `HardLabels` call them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from . import backends, checks, reference
+from .ops import _OPTIMIZER_SCHEMA, _call, _define, _lr_tensor
+from .optim import Optimizer
+
+
+def _fake_head_step_(ys, sqnorms, labels, weights, states, optimizer, lr, hyper, eps):
+    return ys[0].new_empty((ys[0].shape[0], weights[0].shape[0])), ys[0].new_empty(())
+
+
+def _enter_head_step_(ys, sqnorms, labels, weights, states, optimizer, lr, hyper, eps):
+    each = len(states) // len(weights)
+    for i, weight in enumerate(weights):
+        checks.state_tensors(states[each * i : each * (i + 1)], optimizer, lr, weight, None)
+    checks.targets([*weights, *states], (lr, *ys, *sqnorms, labels))
+    checks.label_values("labels", labels, weights[0].shape[0])
+
+
+_define(
+    "ff_head_step_",
+    f"(Tensor[] ys, Tensor[] sqnorms, Tensor labels, Tensor(a!)[] weights, Tensor(b!)[] states, {_OPTIMIZER_SCHEMA}, "
+    "float eps) -> (Tensor logits, Tensor loss)",
+    _fake_head_step_,
+    _enter_head_step_,
+)
+
+
+def ff_head_step_(
+    ys: Sequence[Tensor],  # of (B, N_l)
+    sqnorms: Sequence[Tensor],  # of (B,)
+    labels: Tensor,  # (B,)
+    weights: Sequence[Tensor],  # of (C, N_l), updated
+    states: Sequence[Mapping[str, Tensor]],  # updated
+    optimizer: Optimizer,
+    *,
+    eps: float = 1e-4,
+) -> tuple[Tensor, Tensor]:
+    """One step of a linear softmax on the normalised rows of several matrices, down its mean cross entropy.
+
+    logits = sum_l n_l S_l^T with n_l = y_l / (|y_l| / sqrt(N_l) + eps), the softmax of Hinton 2022, section 3.3, on the
+    activities of layers l = 1, 2, ... The gradient is (softmax(logits) - one_hot(label))^T n_l / B, and the optimizer
+    takes its step on each S_l. Nothing but logits and loss is stored.
+
+    Args:
+        ys: y_l, float32 or float64. sqnorms: their rows' squared norms: the goodness of the layers.
+        labels: integers in [0, C).
+        weights: S_l, of y's dtype. states: made by ``optimizer.init_state(S_l)`` for each. Both must be contiguous and
+            share memory with nothing else given.
+        eps: >= 0, added to the root mean square.
+
+    Returns:
+        logits (B, C) from before the update, loss ().
+
+    Raises:
+        As the other ops (ops.py), with nothing changed.
+    """
+    if not len(ys) == len(sqnorms) == len(weights) == len(states) > 0:
+        given = [len(t) for t in (ys, sqnorms, weights, states)]
+        raise ValueError(f"ys, sqnorms, weights and states must be as many, at least one, got {given}")
+    checks.number("eps", eps, 0.0)
+    flat: list[Tensor] = []
+    first = ys[0]
+    for i, (y, sqnorm, weight, state) in enumerate(zip(ys, sqnorms, weights, states, strict=True)):
+        for name, t in ((f"ys[{i}]", y), (f"weights[{i}]", weight)):
+            checks.matrix(name, t)
+            if t.dtype not in (torch.float32, torch.float64):
+                raise TypeError(f"{name} must be torch.float32 or torch.float64, got {t.dtype}")
+            if 0 in t.shape:
+                raise ValueError(f"{name} must not be empty, got {tuple(t.shape)}")
+        checks.like(f"ys[{i}]", y, (len(first), y.shape[1]), "(B, N)", first.dtype, first.device)
+        checks.like(f"weights[{i}]", weight, (len(weights[0]), y.shape[1]), "(C, N)", y.dtype, y.device)
+        checks.per_row(f"sqnorms[{i}]", sqnorm, y)
+        if torch.is_grad_enabled():
+            checks.no_grad("ff_head_step_", **{f"ys[{i}]": y, f"sqnorms[{i}]": sqnorm, f"weights[{i}]": weight})
+        flat += checks.flat_state("ff_head_step_", optimizer, state, weight, None)
+    checks.labels("labels", labels, first, dims=1)
+    return _call(
+        "ff_head_step_", list(ys), list(sqnorms), labels.long(), list(weights), flat, optimizer.kind,
+        _lr_tensor(optimizer), optimizer.hyper, eps,
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# draw_other_labels
+
+
+def _enter_draw_other_labels(logits, labels, draws):
+    checks.label_values("labels", labels, logits.shape[1])
+
+
+_define(
+    "draw_other_labels",
+    "(Tensor logits, Tensor labels, Tensor draws) -> Tensor",
+    lambda logits, labels, draws: torch.empty_like(labels, memory_format=torch.contiguous_format),
+    _enter_draw_other_labels,
+)
+
+
+def draw_other_labels(
+    logits: Tensor,  # (B, C)
+    labels: Tensor,  # (B,)
+    draws: Tensor,  # (B,)
+) -> Tensor:  # (B,) int64
+    """For each row another label than its own, with the probability that softmax gives it once its own is left out.
+
+    The label at which the cumulated probabilities, in float64, exceed the draw.
+
+    Args:
+        logits: float32 or float64, of C >= 2 classes. labels: integers in [0, C).
+        draws: float32, uniform in [0, 1).
+    """
+    checks.matrix("logits", logits)
+    checks.labels("labels", labels, logits, dims=1)
+    checks.like("draws", draws, (len(logits),), "(B,)", torch.float32, logits.device)
+    if not backends.has_kernel("draw_other_labels", logits):
+        return reference.draw_other_labels(logits, labels.long(), draws)
+    return _call("draw_other_labels", logits, labels.long(), draws)
