@@ -54,7 +54,7 @@ def neutral(
     rows = result.view(x.shape[0], planes, -1)
     checks.count("num_classes", num_classes, 1, rows.shape[2], "labels are written over the first inputs of x")
     checks.number("strength", strength)
-    rows[:, :, :num_classes] = strength / num_classes
+    rows.narrow(2, 0, num_classes).fill_(strength / num_classes)
     return result
 
 

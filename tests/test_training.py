@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import ffkernels as ff
 from ffkernels import training
 from ffkernels.batches import Draws
+from ffkernels.nn import NetStep
 
 X = torch.rand(50, 12, generator=torch.Generator().manual_seed(0))
 LABELS = torch.randint(3, (50,), generator=torch.Generator().manual_seed(1))
@@ -335,6 +336,27 @@ def test_the_progress_bar(mode, capsys):
     assert "4/4" in text
     fit(make(), mode=mode, epochs=1, progress=False)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("with_head", [True, False], ids=["head", "no-head"])
+def test_means_over_more_steps_than_are_added_up_at_once(with_head):
+    g, sizes = torch.Generator().manual_seed(0), [3] * training.Sums.AT_ONCE + [5, 2]
+    sums, steps = training.Sums(2, with_head, torch.device("cpu")), []
+    for chosen in sizes:
+        pos, neg, loss, head = (torch.rand(shape, generator=g) for shape in ((2, chosen), (2, chosen), (2,), ()))
+        steps.append((pos, neg, loss * torch.ones(chosen, 1), head))
+        sums.add(2 * chosen, NetStep(pos, neg, loss), head if with_head else None)
+        if len(steps) == 10:
+            sums.means()  # as the progress bar does
+    means, head_mean = sums.means()
+    pos, neg, loss = (torch.cat([s[i] for s in steps], dim).double() for i, dim in ((0, 1), (1, 1), (2, 0)))
+    assert torch.allclose(means, torch.stack([loss.mean(0), pos.mean(1), neg.mean(1)]))
+    assert sums.inputs == 2 * sum(sizes)
+    if with_head:
+        expected = sum(n * s[3].item() for n, s in zip(sizes, steps, strict=True)) / sum(sizes)
+        assert head_mean.item() == pytest.approx(expected)
+    else:
+        assert head_mean is None
 
 
 def test_what_the_progress_bar_says():
