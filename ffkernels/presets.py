@@ -46,26 +46,30 @@ class Usual(TrainConfig):
 class Hinton(TrainConfig):
     """Hinton's supervised network (2022, section 3.3): label in the image, hard negatives, peer normalisation.
 
-    784-1000-1000, a softmax on both layers, which are trained at once. He reports 1.36 % after 60 epochs with four
-    layers of 2,000.
+    784-1000-1000 on standardised pixels, a softmax on both layers, which are trained at once and learn from the hardest
+    of the images; the label is written as twice the largest pixel. He reports 1.36 % after 60 epochs with four layers
+    of 2,000.
     """
 
     data: str = "mnist"
+    standardize: tuple[float, ...] = (0.1307, 0.3081)
     hidden: tuple[int, ...] = (1000, 1000)
     init: str = "normal"
     threshold: float | str = "half-width"
     temperature: float = 20.0
-    label_strength: float = 2.0
+    label_strength: float = 5.643
     peer: float = 0.03
     negatives: str = "hard"
+    selected: float = 0.4
+    selected_floor: float = 0.2
     head_layers: tuple[int, ...] = (1, 2)
     head_weight_decay: float = 0.001
     predict: str = "both"
     predict_layers: tuple[int, ...] = (2,)
-    average: float = 0.99
-    epochs: int | None = 14
+    average: float = 0.995
+    epochs: int | None = 28
     validate_every: int = 5
-    batch_size: int | None = 125
+    batch_size: int | None = 250
     optimizer: str = "hinton_sgd"
     lr: float | None = 0.04
     weight_decay: float = 0.015
@@ -74,18 +78,20 @@ class Hinton(TrainConfig):
 
 @dataclass(frozen=True)
 class HintonJitter(Hinton):
-    """`hinton` on images moved by up to one pixel at random, learning from the hardest of them.
+    """`hinton` on images moved by up to one pixel at random, with pixels from 0 to 1.
 
     Hinton reports 0.64 % after 500 epochs with moves of up to two pixels.
     """
 
+    standardize: tuple[float, ...] = ()
+    label_strength: float = 2.0
     shift: int = 1
-    selected: float = 0.4
+    selected_floor: float = 0.1
     dropout: float = 0.1
     weight_decay: float = 0.006
+    average: float = 0.99
     epochs: int | None = 120
     validate_every: int = 10
-    batch_size: int | None = 250
 
 
 @dataclass(frozen=True)
