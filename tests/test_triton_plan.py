@@ -1,5 +1,6 @@
 """What the Triton backend would launch: grids, tiles, splits and the work counted, by shape and architecture."""
 
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -33,13 +34,44 @@ def test_tiles_fit_the_device(arch):
     found = DEVICES[arch]
     for kind in KINDS:
         item = 2 if kind == "16bit" else 4
-        for update in (False, True):
-            for tile in candidates(arch, kind, update):
+        for update, labelled in itertools.product((False, True), repeat=2):
+            for tile in candidates(arch, kind, update, labelled):
                 assert tile.shared(item) <= found.shared, (kind, tile)
                 # accumulators take at most half of the 64 K registers, and each thread at most 128 of them
                 assert tile.m * tile.n <= 32768
                 assert tile.m * tile.n // (tile.warps * found.warp_size) <= 128
                 assert all(n & (n - 1) == 0 for n in (tile.m, tile.n, tile.k, tile.warps))
+
+
+@archs
+def test_rows_of_narrow_loads_take_smaller_tiles(arch):
+    for kind, update, labelled in itertools.product(KINDS, (False, True), (False, True)):
+        every = candidates(arch, kind, update, labelled)
+        smaller = candidates(arch, kind, update, labelled, narrow=True)
+        assert smaller == every[len(every) // 2 :] != ()
+    forward, update, *_ = plan.plan("ff_step_", Layer(8192, 4098, 4098, x_unit=2, y_unit=2), arch)
+    assert forward.tile in candidates(arch, "16bit", narrow=True)
+    assert update.tile in candidates(arch, "16bit", True, narrow=True)
+
+
+@pytest.mark.parametrize(("unit", "large"), [(0, True), (4, True), (2, False), (1, False)])
+def test_what_narrow_is(unit, large):
+    for units in ({"x_unit": unit}, {"w_unit": unit}):
+        forward = plan.plan("ff_forward", Layer(8192, 2000, 2000, **units), "sm_90")[0]
+        assert (forward.tile == candidates("sm_90", "16bit")[0]) == large
+    for units in ({"x_unit": unit}, {"y_unit": unit}):
+        update = plan.plan("ff_step_", Layer(8192, 2000, 2000, **units), "sm_90")[1]
+        assert (update.tile == candidates("sm_90", "16bit", True)[0]) == large
+
+
+def test_labelled_products_take_their_own_tiles():
+    labelled = Layer(8192, 4096, 4096, candidates=2, num_classes=10)
+    forward, update, *_ = plan.plan("ff_label_step_", labelled, "sm_80")
+    assert forward.tile in candidates("sm_80", "16bit", labelled=True)
+    assert update.tile in candidates("sm_80", "16bit", True, True)
+    assert plan.plan("ff_step_", replace(labelled, candidates=0), "sm_80")[0].tile not in candidates(
+        "sm_80", "16bit", labelled=True
+    )
 
 
 @pytest.mark.parametrize(

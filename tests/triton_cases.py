@@ -1,6 +1,7 @@
 """Runs the Triton backend's own launcher without a GPU: its launches compiled for an architecture, executed as PTX."""
 
 import contextlib
+import math
 import os
 
 import ptx
@@ -37,18 +38,18 @@ def compiled_once(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def chosen(tile, splits=1):
-    """While open, every product runs on this tile."""
+def chosen(tile, splits=1, update=None):
+    """While open, every product runs on this tile; updates on one of their own if it is given."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "choose", lambda *args: tile)
-        patch.setattr(plan, "choose_split", lambda *args: (tile, splits))
+        patch.setattr(plan, "choose_split", lambda *args: (update or tile, splits))
         plan.plan.cache_clear()
         yield
     plan.plan.cache_clear()
 
 
 @contextlib.contextmanager
-def on_ptx(arch, tile=None, splits=1, **run_options):
+def on_ptx(arch, tile=None, splits=1, update=None, **run_options):
     """While open, the ops run on Triton kernels compiled for sm_<arch>; yields the reports of their launches.
 
     Fresh memory holds NaN, so that a value read before it was written does not go unnoticed.
@@ -60,7 +61,7 @@ def on_ptx(arch, tile=None, splits=1, **run_options):
         with (
             device.stand_in(f"sm_{arch}"),
             ff.use_backend("triton"),
-            chosen(tile, splits) if tile else contextlib.nullcontext(),
+            chosen(tile, splits, update) if tile else contextlib.nullcontext(),
             ptx.triton_launches(arch, **run_options) as reports,
         ):
             yield reports
@@ -68,5 +69,36 @@ def on_ptx(arch, tile=None, splits=1, **run_options):
         torch.use_deterministic_algorithms(deterministic)
 
 
-def table(arch, mode, update=False):
-    return tiles.candidates(f"sm_{arch}", kind_of(mode), update)
+@contextlib.contextmanager
+def recorded_plans():
+    """While open, collects the launches that are planned."""
+    planned, original = [], plan.plan
+
+    def recorded(*args):
+        launches = original(*args)
+        planned.extend(launches)
+        return launches
+
+    recorded.cache_clear = original.cache_clear
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "plan", recorded)
+        yield planned
+
+
+def assert_as_planned(reports, planned):
+    """The PTX interpreter's counts of what the kernels did are those that the cost model has of them."""
+    assert [r.kernel for r in reports] == [launch.kernel for launch in planned]
+    assert [math.prod(r.grid) for r in reports] == [launch.blocks for launch in planned]
+    for found, launch in zip(reports, planned, strict=True):
+        moved = launch.bytes_read + launch.bytes_written
+        ends = 32 * sum(r.bytes_touched > 0 for r in found.regions)  # whole sectors are counted: a tensor ends in one
+        assert abs(found.l2_unique_bytes - moved) <= 0.02 * moved + ends, launch.kernel
+        flops = 0 if launch.rate == "fp32" else launch.flops
+        if launch.kernel == "label_update_kernel":  # warps that a narrow product has no part for repeat another's
+            assert found.tensor_flops >= flops
+        else:
+            assert found.tensor_flops == flops, launch.kernel
+
+
+def table(arch, mode, update=False, labelled=False):
+    return tiles.candidates(f"sm_{arch}", kind_of(mode), update, labelled)

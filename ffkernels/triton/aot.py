@@ -28,7 +28,7 @@ from ..optim import SGD, Adam, AdamW, Optimizer
 from . import device as devices
 from . import plan
 from .in_flight import touched
-from .machine_code import MachineCode, of_amdgcn, of_cubin
+from .machine_code import MachineCode, of_amdgcn, of_cubins
 from .tiles import DEVICES, Tile, candidates
 
 ARCHS = ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
@@ -70,6 +70,7 @@ class Compiled:
     stages: int
     code: MachineCode
     in_flight: int  # instructions that touch registers of a wgmma in flight
+    hash: str  # Triton's, of source, constants, specialisation and target
 
 
 _OPTIMIZERS: dict[str, Optimizer] = {
@@ -80,32 +81,41 @@ _OPTIMIZERS: dict[str, Optimizer] = {
 }
 
 
-def variants(arch: str, quick: bool = False) -> list[Variant]:
-    """What is compiled for ``arch``: both directions on every tile with every kind of operand, and the rest once.
+def pairs_of(arch: str, kind: str, labelled: bool = False, ragged: bool = False) -> list[tuple[Tile, Tile]]:
+    """Tiles of a step's forward and update, such that each of the table is met: a step takes one each way."""
+    forward = candidates(arch, kind, False, labelled, narrow=ragged)
+    update = candidates(arch, kind, True, labelled, narrow=ragged)
+    return [(f or forward[-1], u or update[-1]) for f, u in zip_longest(forward, update)]
 
-    Args:
-        quick: of kinds other than bf16 one tile only, and of what hardly differs one of each.
+
+RAGGED_TOO = ("bf16", "medium", "exact")  # the rest differ from one of these in an instruction's type
+
+
+def variants(arch: str) -> list[Variant]:
+    """What is compiled for ``arch``.
+
+    A step on every tile of the table with every kind of operand; on ragged rows and with labels with those of
+    RAGGED_TOO; what depends on neither once.
     """
     found = []
     for operands, (_, _, kind) in OPERANDS.items():
-        forward, update = candidates(arch, kind), candidates(arch, kind, update=True)
-        # a step takes one tile each way: as many steps as the longer table has tiles
-        pairs = list(zip_longest(forward, update))
-        pairs = [(f or forward[-1], u or update[-1]) for f, u in pairs]
-        one = pairs[-1:] if operands == "fp16" else pairs[:1]  # fp16 differs from bf16 in the update's prologue only
-        found += [Variant("ff_step_", operands, *pair) for pair in (one if quick and operands != "bf16" else pairs)]
-        if not quick:
-            small = pairs[-1]
-            found.append(Variant("ff_grad", operands, *pairs[0]))
-            found.append(Variant("ff_label_step_", operands, *small, splits=4))
-            found.append(Variant("ff_step_", operands, *small, ragged=True))
-    small = (candidates(arch, "16bit")[-1], candidates(arch, "16bit", update=True)[-1])
-    if quick:
-        return [*found, Variant("ff_label_step_", "bf16", *small, splits=4)]
+        pairs, labelled = pairs_of(arch, kind), pairs_of(arch, kind, labelled=True)
+        found += [Variant("ff_step_", operands, *pair) for pair in pairs]
+        if operands in RAGGED_TOO:
+            found += [Variant("ff_step_", operands, *pair, ragged=True) for pair in pairs_of(arch, kind, ragged=True)]
+            found += [Variant("ff_label_step_", operands, *pair) for pair in labelled]
+            found.append(Variant("ff_network_step_", operands, *pairs[0]))
+            found.append(Variant("ff_grad", operands, *pairs[-1]))
+        else:
+            found.append(Variant("ff_label_step_", operands, *labelled[-1]))
+    small, both = pairs_of(arch, "16bit")[-1], pairs_of(arch, "16bit", labelled=True)[-1]
+    narrow = pairs_of(arch, "16bit", labelled=True, ragged=True)[-1]
+    found.append(Variant("ff_label_step_", "bf16", *narrow, ragged=True))
+    found.append(Variant("ff_label_step_", "bf16", *both, splits=4))
+    found.append(Variant("ff_step_", "bf16", *small, splits=4))
     found += [Variant("ff_step_", "bf16", *small, optimizer=name) for name in ("adamw", "sgd", "momentum")]
     found += [Variant("ff_forward", "bf16", *small, activation=name) for name in ("leaky_relu", "gelu", "silu", "tanh")]
-    found.append(Variant("ff_label_forward", "bf16", *small))
-    found.append(Variant("ff_step_", "bf16", *small, splits=4))
+    found.append(Variant("ff_label_forward", "bf16", *both))
     return found
 
 
@@ -173,6 +183,7 @@ def _launch(variant: Variant) -> None:
     labels = new(m // 2, dtype=torch.int64)
     optimizer = _OPTIMIZERS[variant.optimizer]
     state = list(optimizer.init_state(weight, bias).values())
+    other = list(optimizer.init_state(new(n, n), bias).values())  # of a second layer
     update = (weight, bias, state, optimizer.kind, None, optimizer.hyper)
     loss = (2.0, 1.0, "mean")
     layer = ("l2", 1e-4, variant.activation)
@@ -186,12 +197,18 @@ def _launch(variant: Variant) -> None:
         "ff_label_step_": lambda: launch.ff_label_step_(
             new(m // 2, k), labels, labels, *update, CLASSES, 1.0, *loss, *layer, None, None, precision
         ),
-    }
+        "ff_network_step_": lambda: launch.ff_network_step_(
+            x, per_row, None, None, None, 0, 0.0, [weight, new(n, n)], [bias] * 2, [*state, *other], [True] * 2,
+            [len(state)] * 2, [optimizer.kind] * 2, [], optimizer.hyper * 2, [loss[0]] * 2, [loss[1]] * 2,
+            [loss[2]] * 2, [layer[0]] * 2, [layer[1]] * 2, [layer[2]] * 2, [precision] * 2, [0.0] * 2, [], [0.0] * 2,
+            None,
+        ),
+    }  # fmt: skip
     calls[variant.op]()
 
 
-def compile_variant(arch: str, variant: Variant) -> list[Compiled]:
-    """All kernels that the variant's op launches."""
+def _kernels(arch: str, variant: Variant) -> list[Any]:
+    """All kernels that the variant's op launches, as Triton compiles them."""
     with (
         compiling(arch) as kernels,
         mock.patch.object(plan, "choose", return_value=variant.tile),
@@ -202,38 +219,56 @@ def compile_variant(arch: str, variant: Variant) -> list[Compiled]:
             _launch(variant)
         finally:
             plan.plan.cache_clear()
-    return [_read(arch, variant, kernel) for kernel in kernels]
+    return kernels
 
 
-def _read(arch: str, variant: Variant, kernel: Any) -> Compiled:
-    meta = kernel.metadata
-    code = of_cubin(kernel.asm["cubin"]) if "cubin" in kernel.asm else of_amdgcn(kernel.asm["amdgcn"])
-    in_flight = len(touched(kernel.asm["ptx"])) if "ptx" in kernel.asm else 0
-    return Compiled(arch, meta.name, variant, meta.shared, meta.num_warps, meta.num_stages, code, in_flight)
+def compile_variants(arch: str, found: Sequence[Variant]) -> list[Compiled]:
+    """What the variants' ops launch, each kernel once, under the first variant that launches it."""
+    kernels: dict[str, tuple[Variant, Any]] = {}
+    for variant in found:
+        for kernel in _kernels(arch, variant):
+            kernels.setdefault(kernel.hash, (variant, kernel))
+    return _read(arch, list(kernels.values()))
 
 
-def _compile_many(arch: str, found: Sequence[Variant]) -> list[Compiled]:
-    return [compiled for variant in found for compiled in compile_variant(arch, variant)]
+def _read(arch: str, kernels: Sequence[tuple[Variant, Any]]) -> list[Compiled]:
+    if DEVICES[arch].number:
+        codes = of_cubins([kernel.asm["cubin"] for _, kernel in kernels], arch)
+    else:
+        codes = [of_amdgcn(kernel.asm["amdgcn"]) for _, kernel in kernels]
+    found = []
+    for (variant, kernel), code in zip(kernels, codes, strict=True):
+        meta = kernel.metadata
+        in_flight = len(touched(kernel.asm["ptx"])) if "ptx" in kernel.asm else 0
+        found.append(
+            Compiled(
+                arch, meta.name, variant, meta.shared, meta.num_warps, meta.num_stages, code, in_flight, kernel.hash
+            )
+        )
+    return found
 
 
 def report(
     archs: Sequence[str] = ARCHS,
     jobs: int | None = None,
-    quick: bool = False,
     only: Callable[[Variant], bool] = lambda variant: True,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Compiled]:
-    """Compile everything for ``archs`` in ``jobs`` processes (None: one a CPU)."""
-    work = [(arch, [v]) for arch in archs for v in variants(arch, quick) if only(v)]
+    """Compile everything for ``archs`` in ``jobs`` processes (None: one a CPU); each kernel once."""
+    work: dict[tuple[str, str], list[Variant]] = {}  # whose kernels have most in common, for one process
+    for arch in archs:
+        for variant in filter(only, variants(arch)):
+            work.setdefault((arch, variant.operands), []).append(variant)
     environment = {"TRITON_INTERPRET": "0"}  # which would make jit functions that cannot be compiled
     with (
         mock.patch.dict(os.environ, environment),
         ProcessPoolExecutor(jobs or os.cpu_count(), mp_context=get_context("spawn")) as pool,
     ):
-        futures = [pool.submit(_compile_many, arch, found) for arch, found in work]
+        futures = [pool.submit(compile_variants, arch, found) for (arch, _), found in work.items()]
         for done, _ in enumerate(as_completed(futures), 1):
             progress(done, len(futures))
-        return [compiled for future in futures for compiled in future.result()]
+        every = [compiled for future in futures for compiled in future.result()]
+    return list({compiled.hash: compiled for compiled in reversed(every)}.values())[::-1]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -276,7 +311,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--arch", nargs="+", choices=ARCHS, default=ARCHS, help="default: all of them")
     parser.add_argument("--operands", nargs="+", choices=list(OPERANDS), default=list(OPERANDS))
-    parser.add_argument("--quick", action="store_true", help="fewer of what hardly differs, as the tests do")
     parser.add_argument("--jobs", type=int, metavar="N", help="processes (default: one a CPU)")
     parser.add_argument("--json", metavar="FILE", help="write every number as JSON; - writes it to stdout")
     args = parser.parse_args(argv)
@@ -290,7 +324,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if sys.stderr.isatty():
             print(f"\r{done}/{total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
-    compiled = report(args.arch, args.jobs, args.quick, lambda v: v.operands in args.operands, progress)
+    compiled = report(args.arch, args.jobs, lambda v: v.operands in args.operands, progress)
     content = json.dumps([dataclasses.asdict(c) for c in compiled], indent=1)
     if args.json == "-":
         print(content)

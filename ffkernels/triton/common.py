@@ -19,6 +19,12 @@ def tile_place(
 
 
 @triton.jit
+def multiple(n, UNIT: tl.constexpr):
+    """n, a multiple of UNIT, such that the compiler knows it: it forgets tl.multiple_of where a function is inlined."""
+    return n // UNIT * UNIT
+
+
+@triton.jit
 def load_tile(
     source,  # pointer to (height, width), or its tensor descriptor
     row,
@@ -35,7 +41,7 @@ def load_tile(
         tile = source.load([row, col])
     else:
         r, c = tl.arange(0, ROWS), tl.arange(0, COLS)
-        stride, width = tl.multiple_of(stride, UNIT), tl.multiple_of(width, UNIT)
+        stride, width = multiple(stride, UNIT), multiple(width, UNIT)
         place = source + tl.cast(row, tl.int64) * stride + col + r[:, None] * stride + c[None, :]
         tile = tl.load(place, mask=(row + r < height)[:, None] & (col + c < width)[None, :], other=0.0)
     return tile
@@ -58,7 +64,9 @@ def add_squares(squares, tile, ROWS: tl.constexpr, COLS: tl.constexpr, FOLD: tl.
 
 
 @triton.jit
-def load_again(source, row, col, low, height, width, stride, ROWS: tl.constexpr, COLS: tl.constexpr):
+def load_again(
+    source, row, col, low, height, width, stride, ROWS: tl.constexpr, COLS: tl.constexpr, UNIT: tl.constexpr
+):  # fmt: skip
     """`load_tile` by pointers, straight to registers, with 0 in columns below ``low`` too.
 
     For a tile that a product reads as well: with wgmma it must not be loaded once for both uses. Triton 3.7 gives its
@@ -66,6 +74,8 @@ def load_again(source, row, col, low, height, width, stride, ROWS: tl.constexpr,
     found it; tests/test_triton_kernels.py shows it). The cache modifier keeps the two loads from being made one again.
     """
     r, c = tl.arange(0, ROWS), tl.arange(0, COLS)
+    if UNIT > 0:
+        stride, width = multiple(stride, UNIT), multiple(width, UNIT)
     place = source + tl.cast(row, tl.int64) * stride + col + r[:, None] * stride + c[None, :]
     mask = (row + r < height)[:, None] & ((col + c < width) & (col + c >= low))[None, :]
     return tl.load(place, mask=mask, other=0.0, cache_modifier=".ca")

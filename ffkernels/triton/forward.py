@@ -8,6 +8,7 @@ from .common import (
     add_squares,
     load_again,
     load_tile,
+    multiple,
     multiply,
     row_scale,
     settled,
@@ -37,7 +38,7 @@ def write_rows(
     n = col + tl.arange(0, BLOCK_N)
     in_n = n < N
     result, slope = activate(z, ACTIVATION)
-    y_stride, N = tl.multiple_of(y_stride, Y_UNIT), tl.multiple_of(N, Y_UNIT)
+    y_stride, N = multiple(y_stride, Y_UNIT), multiple(N, Y_UNIT)
     place = at.to(tl.int64)[:, None] * y_stride + n[None, :]
     mask = inside[:, None] & (n < N)[None, :]
     tl.store(y + place, result.to(y.dtype.element_ty), mask=mask)
@@ -91,6 +92,11 @@ def forward_kernel(
     row, col = tile_m * BLOCK_M, tile_n * BLOCK_N
     OWN_NORM: tl.constexpr = sqnorm is None and NORMALIZE != "none"
 
+    m = tl.arange(0, BLOCK_M)
+    in_m = row + m < M
+    if sqnorm is not None:
+        q = sum_parts(sqnorm, parts, M, row + m, in_m, PARTS)
+
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     FOLD: tl.constexpr = 128 // y.dtype.element_ty.primitive_bitwidth if SETTLE or x_again is not None else 1
     squares = tl.zeros((BLOCK_M, BLOCK_K // FOLD), tl.float32)
@@ -102,13 +108,14 @@ def forward_kernel(
             acc = settled(acc)
         if OWN_NORM:
             if x_again is not None:
-                a = load_again(x_again, row, k, 0, M, K, x_stride, BLOCK_M, BLOCK_K)
+                a = load_again(x_again, row, k, 0, M, K, x_stride, BLOCK_M, BLOCK_K, X_UNIT)
             squares = add_squares(squares, a, BLOCK_M, BLOCK_K, FOLD)
 
-    m, n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
-    in_m, in_n = row + m < M, col + n < N
+    n = tl.arange(0, BLOCK_N)
+    in_n = col + n < N
     if NORMALIZE != "none":
-        q = tl.sum(squares, 1) if OWN_NORM else sum_parts(sqnorm, parts, M, row + m, in_m, PARTS)
+        if OWN_NORM:
+            q = tl.sum(squares, 1)
         r = row_scale(q, eps, inv_width, NORMALIZE)
         if scale_out is not None and tile_n == 0:
             tl.store(scale_out + row + m, scale_or_zero(q, r), mask=in_m)

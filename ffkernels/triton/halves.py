@@ -53,6 +53,8 @@ def as_loaded(t: Tensor, unit: int, rows: int, cols: int) -> Any:
 
 def prepare(kernel: Any, launch: Launch, *args: Any, **constants: Any) -> Prepared:
     options = {**launch.constants, **constants, "num_warps": launch.warps, "num_stages": launch.stages}
+    if launch.tile is not None and launch.tile.registers:
+        options["maxnreg"] = launch.tile.registers
     return functools.partial(kernel[launch.grid], *args, **options)
 
 
@@ -222,17 +224,18 @@ def update_launches(
     a, b = as_loaded(x, layer.x_unit, tile.k, tile.n), as_loaded(y, layer.y_unit, tile.k, tile.m)
     eps_width = row_constants(layer, eps)
     if loss is None:
-        scales = (0.0, 0.0, 1.0, 2.0, 0.0)
+        scales = (0.0, 0.0, 1.0, 1.0, 2.0, 0.0)
         sums, out = None, None
     else:
         mean = 1.0 / layer.rows
-        scales = (1.0 / loss.divisor, loss.threshold, loss.temperature, 2.0 / loss.divisor * mean, mean)
+        temperatures = (loss.temperature, 1.0 / loss.temperature)
+        scales = (1.0 / loss.divisor, loss.threshold, *temperatures, 2.0 / loss.divisor * mean, mean)
         sums = loss.parts
         out = None if sums.data_ptr() == loss.goodness.data_ptr() else loss.goodness
     parts = 0 if sums is None else sums.shape[0]
     peers, peer_numbers = NO_PEER, (0.0, 0.0, 0)
     if peer is not None:
-        peers, peer_numbers = peer.tensors(), (peer.strength, scales[3], peer.counts.shape[0])
+        peers, peer_numbers = peer.tensors(), (peer.strength, scales[4], peer.counts.shape[0])
     tail = (*scales, *peer_numbers, *target.numbers())
     if labels is None:
         sign = None if loss is None else loss.sign
@@ -243,7 +246,7 @@ def update_launches(
         )  # fmt: skip
     else:
         prepared = prepare(
-            label_update_kernel, first, a, b, labels.first, labels.second, sums, norm, row_term, col_term,
+            label_update_kernel, first, a, x, b, labels.first, labels.second, sums, norm, row_term, col_term,
             *peers, *target.targets(), out, loss_out, layer.inputs, layer.depth, layer.cols, labels.num_classes,
             x.stride(0), y.stride(0), parts, first.split_rows, labels.strength, *tail,
         )  # fmt: skip

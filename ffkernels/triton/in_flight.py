@@ -41,6 +41,8 @@ _State = Mapping[str, tuple[int, bool]]
 
 def touched(ptx: str) -> list[Touched]:
     """All instructions of a module with one kernel that touch what a wgmma in flight still uses."""
+    if "wgmma.mma_async" not in ptx:
+        return []
     code, labels = _parse(ptx)
     states: list[_State | None] = [None] * len(code)
     waiting: list[tuple[int, _State]] = [(0, {})] if code else []

@@ -77,7 +77,7 @@ def label_forward_kernel(
     squares = tl.zeros((BLOCK_M, BLOCK_K // FOLD), tl.float32)
     labelled = tl.cdiv(num_classes, BLOCK_K) * BLOCK_K
     for k in tl.range(0, labelled, BLOCK_K, num_stages=1):  # where x has label columns, which count as 0
-        a = load_again(x_again, row, k, num_classes, B, K, x_stride, BLOCK_M, BLOCK_K)
+        a = load_again(x_again, row, k, num_classes, B, K, x_stride, BLOCK_M, BLOCK_K, X_UNIT)
         b = load_tile(weight, col, k, N, K, w_stride, BLOCK_N, BLOCK_K, W_UNIT)
         acc = multiply(a, b.T, acc, MODE)
         squares = add_squares(squares, a, BLOCK_M, BLOCK_K, FOLD)
@@ -89,7 +89,7 @@ def label_forward_kernel(
             acc = settled(acc)
         if NORMALIZE != "none":
             if AGAIN:
-                a = load_again(x_again, row, k, 0, B, K, x_stride, BLOCK_M, BLOCK_K)
+                a = load_again(x_again, row, k, 0, B, K, x_stride, BLOCK_M, BLOCK_K, X_UNIT)
             squares = add_squares(squares, a, BLOCK_M, BLOCK_K, FOLD)
 
     m, n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
@@ -113,7 +113,7 @@ def label_forward_kernel(
         z = acc
         for first in tl.range(0, num_classes, LABELS, num_stages=1):
             a = one_hot(label, first, strength, LABELS).to(weight_again.dtype.element_ty)
-            b = load_again(weight_again, col, first, 0, N, num_classes, w_stride, BLOCK_N, LABELS)
+            b = load_again(weight_again, col, first, 0, N, num_classes, w_stride, BLOCK_N, LABELS, 1)
             z = multiply(a, b.T, z, MODE)
         z = z * r[:, None] + offset[None, :]
         rounded = write_rows(z, y, p, goodness + tile_n.to(tl.int64) * B * candidates, at, in_m, col, N, y_stride,

@@ -1,31 +1,32 @@
 """Update kernel for labelled inputs: positive and negative row of an input share the base product.
 
 Outside the label columns both rows read the same x, so dW = (c+ r y+ + c- r y-)^T x: one product for two rows. Inside
-them dW is a narrow product with the one-hot labels, which programs of their own compute.
+them dW is a narrow product with the one-hot labels, which programs of their own compute, with x beside the labels up to
+a column that wide accesses can begin at.
 """
 
 import triton
 import triton.language as tl
 
-from .common import load_tile, multiply, settled, sum_parts, tile_place
+from .common import load_again, load_tile, multiply, settled, sum_parts, tile_place
 from .factors import (
     column_terms,
     excess,
     larger_peak,
     largest_of,
-    logistic_loss,
     logistic_slope,
     row_scales,
 )
 from .label_forward import one_hot
 from .optimizers import finish, step_numbers
 from .peer import write_mean
-from .update import write_gradient
+from .update import write_gradient, write_losses
 
 
 @triton.jit
 def label_update_kernel(
     x,  # (B, K), or its descriptor
+    x_again,  # (B, K)
     y,  # (2 B, N): the positive rows, then the negative ones; or its descriptor
     labels_pos,  # (B,) int64
     labels_neg,  # (B,) int64
@@ -59,6 +60,7 @@ def label_update_kernel(
     inv_divisor,
     threshold,
     temperature,
+    inv_temperature,
     coef_scale,  # of c: 2 / (E M)
     loss_scale,  # of the sum of losses
     peer_strength,
@@ -86,7 +88,7 @@ def label_update_kernel(
     HALF: tl.constexpr,  # whether operands are fp16
     SETTLE: tl.constexpr,  # other than 0: each product is waited for (common.settled)
     LABELS: tl.constexpr,  # classes at a time
-    LOSS_ROWS: tl.constexpr,  # inputs at a time of the program that computes the loss
+    LOSS_ROWS: tl.constexpr,  # rows at a time of the program that computes the loss
 ):
     pid, split = tl.program_id(0), tl.program_id(1)
     tiles_m = tl.cdiv(N, BLOCK_M)
@@ -100,11 +102,10 @@ def label_update_kernel(
     end = tl.minimum(begin + split_rows, B)
     n, m = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_K)
     if pid == tl.num_programs(0) - 1:
-        write_label_losses(goodness, goodness_out, loss_out + split, begin, end, B, parts, inv_divisor, threshold,
-                           temperature, loss_scale, PARTS, LOSS_ROWS)  # fmt: skip
+        write_losses(None, goodness, goodness_out, loss_out + split, begin, end, 2 * B, parts, inv_divisor, threshold,
+                     temperature, loss_scale, PARTS, LOSS_ROWS, 2)  # fmt: skip
         return
 
-    inv_temperature = 1.0 / temperature
     RANK_1: tl.constexpr = row_term is not None or peer_mean is not None
     largest = 1.0
     if HALF:  # c r y in fp16 needs a scale: the largest |c r| becomes 1
@@ -113,9 +114,7 @@ def label_update_kernel(
             rows = start + m
             r = row_scales(scale, rows, rows < B, 0.0, 0.0, NORMALIZE)
             for half in tl.static_range(2):
-                c, _, _ = half_coefficients(
-                    half, goodness, rows, B, parts, inv_divisor, threshold, inv_temperature, PARTS
-                )
+                c = half_coefficients(half, goodness, rows, B, parts, inv_divisor, threshold, inv_temperature, PARTS)
                 peak = larger_peak(peak, c * coef_scale, r)
                 if RANK_1:
                     peak = larger_peak(peak, half_terms(half, row_term, peer_mean, peer_scale, rows, B), r)
@@ -134,9 +133,7 @@ def label_update_kernel(
             rows = start + m
             both = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
             for half in tl.static_range(2):
-                c, _, _ = half_coefficients(
-                    half, goodness, rows, B, parts, inv_divisor, threshold, inv_temperature, PARTS
-                )
+                c = half_coefficients(half, goodness, rows, B, parts, inv_divisor, threshold, inv_temperature, PARTS)
                 tile = load_tile(y, half * B + start, row, half * B + end, N, y_stride, BLOCK_K, BLOCK_M, Y_UNIT)
                 both += inside_of(tile, rows < end) * (c * coef_scale)[None, :]
                 if RANK_1:
@@ -147,12 +144,13 @@ def label_update_kernel(
             acc = multiply((both * (r * inv_largest)[None, :]).to(b.dtype), b, acc, MODE)
             if SETTLE:
                 acc = settled(acc)
-        write_gradient(acc * largest, row, col, num_classes, K, weight, slot0, slot1, N, K, numbers, EPILOGUE, W_UNIT,
+        low = tl.cdiv(num_classes, LABELS) * LABELS
+        write_gradient(acc, largest, row, col, low, K, weight, slot0, slot1, N, K, numbers, EPILOGUE, W_UNIT,
                        BLOCK_M, BLOCK_N, PIECES, write_gradient)  # fmt: skip
-        if bias is not None and tile_n == 0:
+        if bias is not None and col == 0:
             finish(tl.sum(sum_dz, 1), bias, bias_slot0, bias_slot1, split * N + row, n, row + n < N, numbers, EPILOGUE,
                    True)  # fmt: skip
-        if peer_mean is not None and (tile_n == 0 and split == 0):
+        if peer_mean is not None and (col == 0 and split == 0):
             write_mean(peer_before, peer_sums, peer_counts, peer_mean, peer_tiles, row, N, BLOCK_M)
     else:
         first = narrow // tiles_m * LABELS
@@ -160,10 +158,9 @@ def label_update_kernel(
         for start in tl.range(begin, end, BLOCK_K, num_stages=1):
             rows = start + m
             r = row_scales(scale, rows, rows < B, 0.0, 0.0, NORMALIZE) * inv_largest
+            beside = load_again(x_again, start, first, num_classes, end, K, x_stride, BLOCK_K, LABELS, X_UNIT)
             for half in tl.static_range(2):
-                c, _, _ = half_coefficients(
-                    half, goodness, rows, B, parts, inv_divisor, threshold, inv_temperature, PARTS
-                )
+                c = half_coefficients(half, goodness, rows, B, parts, inv_divisor, threshold, inv_temperature, PARTS)
                 tile = load_tile(y, half * B + start, row, half * B + end, N, y_stride, BLOCK_K, BLOCK_M, Y_UNIT)
                 dz = inside_of(tile, rows < end) * (c * coef_scale)[None, :]
                 if RANK_1:
@@ -172,10 +169,10 @@ def label_update_kernel(
                     label = tl.load(labels_pos + rows, mask=rows < end, other=-1)
                 else:
                     label = tl.load(labels_neg + rows, mask=rows < end, other=-1)
-                hot = one_hot(label, first, strength, LABELS).to(tile.dtype)
+                hot = one_hot(label, first, strength, LABELS).to(tile.dtype) + beside
                 dw = multiply((dz * r[None, :]).to(tile.dtype), hot, dw, MODE)
-        write_gradient(dw * largest, row, first, 0, num_classes, weight, slot0, slot1, N, K, numbers, EPILOGUE, 1,
-                       BLOCK_M, LABELS, 1, write_gradient)  # fmt: skip
+        write_gradient(dw, largest, row, first, 0, K, weight, slot0, slot1, N, K, numbers, EPILOGUE, W_UNIT, BLOCK_M,
+                       LABELS, 1, write_gradient)  # fmt: skip
 
 
 @triton.jit
@@ -185,34 +182,6 @@ def inside_of(
 ):
     """The tile transposed, in float32. Rows beyond the positive ones are negative ones, not 0: they are cleared."""
     return tl.where(inside[None, :], tile.T.to(tl.float32), 0.0)
-
-
-@triton.jit
-def write_label_losses(
-    goodness,  # (parts, 2 B)
-    goodness_out,  # (2 B,), written, or None
-    loss_out,  # (), written: the sum of the losses of inputs [begin, end)
-    begin,
-    end,
-    B,
-    parts,
-    inv_divisor,
-    threshold,
-    temperature,
-    loss_scale,
-    PARTS: tl.constexpr,
-    ROWS: tl.constexpr,
-):
-    """What a program of its own does: the loss, which no weight needs."""
-    losses = tl.zeros((ROWS,), tl.float32)
-    for start in range(begin, end, ROWS):
-        rows = start + tl.arange(0, ROWS)
-        for half in tl.static_range(2):
-            _, total, v = half_coefficients(half, goodness, rows, B, parts, inv_divisor, threshold, 1.0, PARTS)
-            losses += tl.where(rows < end, logistic_loss(v, temperature), 0.0)
-            if goodness_out is not None:
-                tl.store(goodness_out + half * B + rows, total, mask=rows < end)
-    tl.store(loss_out, tl.sum(losses, 0) * loss_scale)
 
 
 @triton.jit
@@ -227,12 +196,12 @@ def half_coefficients(
     inv_temperature,
     PARTS: tl.constexpr,
 ):
-    """Of each row of one half: c without 2 / (E M), 0 beyond the last row; G; v."""
+    """Of each row of one half: c without 2 / (E M), 0 beyond the last row."""
     inside = rows < B
     sign = 1.0 - 2.0 * half
     total = sum_parts(goodness, parts, 2 * B, half * B + rows, inside, PARTS)
     v = excess(total, sign, inv_divisor, threshold)
-    return tl.where(inside, -sign * logistic_slope(v, inv_temperature), 0.0), total, v
+    return tl.where(inside, -sign * logistic_slope(v, inv_temperature), 0.0)
 
 
 @triton.jit

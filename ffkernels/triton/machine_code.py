@@ -6,12 +6,14 @@ import functools
 import importlib.util
 import re
 import shutil
+import struct
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 
 @dataclass(frozen=True)
@@ -43,23 +45,78 @@ def _run(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def of_cubin(cubin: bytes) -> MachineCode:
-    """Facts of an NVIDIA kernel, from its disassembly."""
+def of_cubins(cubins: Sequence[bytes], arch: str) -> list[MachineCode]:
+    """Facts of NVIDIA kernels for ``arch``, disassembled in one run: its start takes longer than most kernels."""
+    if not cubins:
+        return []
+    code = bytearray()
+    functions: list[list[_Function]] = []
+    registers = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
-        path.write_bytes(cubin)
-        usage = _run(tool("cuobjdump"), "-res-usage", str(path))
-        code = _run(tool("nvdisasm"), "-c", str(path))
-    registers = re.search(r"REG:(\d+)", usage)
-    if registers is None:
-        raise RuntimeError(f"cuobjdump tells no registers: {usage[:200]!r}")
-    return of_sass(code, int(registers[1]))
+        for cubin in cubins:
+            path.write_bytes(cubin)
+            usage = _run(tool("cuobjdump"), "-res-usage", str(path))
+            if (found := re.search(r"REG:(\d+)", usage)) is None:
+                raise RuntimeError(f"cuobjdump tells no registers: {usage[:200]!r}")
+            registers.append(int(found[1]))
+            text, own = _functions(cubin)
+            functions.append([_Function(f.name, len(code) + f.start, len(code) + f.end) for f in own])
+            code += text
+        path.write_bytes(code)
+        number = int(arch.removeprefix("sm_"))
+        listing = _run(tool("nvdisasm"), "--binary", f"SM{number}{'a' * (number >= 90)}", str(path))
+    instructions = _instructions(listing)
+    return [of_sass(instructions, own, count) for own, count in zip(functions, registers, strict=True)]
+
+
+class _Function(NamedTuple):
+    """Machine code from byte ``start`` to ``end``."""
+
+    name: str
+    start: int
+    end: int
+
+
+def _functions(cubin: bytes) -> tuple[bytes, list[_Function]]:
+    """The code of a module with one kernel, and where in it the functions lie that the compiler added."""
+    (headers,) = struct.unpack_from("<Q", cubin, 40)  # an ELF file of 64 bits
+    size, count, names = struct.unpack_from("<3H", cubin, 58)
+    # name, type, flags, address, offset, size, link, info, alignment, size of an entry
+    sections = [struct.unpack_from("<2I4Q2I2Q", cubin, headers + size * i) for i in range(count)]
+
+    def name(table: int, offset: int) -> str:
+        start = sections[table][4] + offset
+        return cubin[start : cubin.index(b"\0", start)].decode()
+
+    (place,) = (i for i, section in enumerate(sections) if name(names, section[0]).startswith(".text."))
+    (symbols,) = (section for section in sections if section[1] == 2)
+    added = []
+    for at in range(symbols[4], symbols[4] + symbols[5], symbols[9]):
+        string, _, _, section, value, length = struct.unpack_from("<I2BH2Q", cubin, at)
+        called = name(symbols[6], string)
+        if section == place and called.startswith("$__internal"):
+            added.append(_Function(called, value, value + length))
+    _, _, _, _, offset, length, *_ = sections[place]
+    return cubin[offset : offset + length], [_Function("", 0, length), *added]
 
 
 # an instruction of nvdisasm: /*0a10*/ @!P0 LDG.E.128 R4, ... ;
-_SASS = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)(.*)$")
+_SASS = re.compile(r"^\s*/\*([0-9a-f]+)\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)(.*)$")
 _NVIDIA_MATRIX = {"HMMA": "mma.sync", "HGMMA": "wgmma", "UTCHMMA": "tcgen05", "UTCQMMA": "tcgen05"}
 _BITS = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
+
+
+class _Instruction(NamedTuple):
+    address: int
+    predicated: bool
+    opcode: str
+    operands: str
+
+
+def _instructions(listing: str) -> list[_Instruction]:
+    found = map(_SASS.match, listing.splitlines())
+    return [_Instruction(int(f[1], 16), f[2] is not None, f[3], f[4]) for f in found if f]
 
 
 def _sass_bytes(opcode: str) -> int:
@@ -67,24 +124,23 @@ def _sass_bytes(opcode: str) -> int:
     return widths[-1] if widths else 4
 
 
-def of_sass(code: str, registers: int) -> MachineCode:
-    """Facts of the text that ``nvdisasm -c`` gives."""
-    instructions: list[tuple[str, str]] = []
-    predicated: list[bool] = []
-    labels: dict[str, int] = {}
-    for line in code.splitlines():
-        if label := re.match(r"^\s*(\.L_x_\d+):", line):
-            labels[label[1]] = len(instructions)
-        elif found := _SASS.match(line):
-            instructions.append((found[2], found[3]))
-            predicated.append(found[1] is not None)
-    opcodes = [opcode for opcode, _ in instructions]
+def of_sass(listed: Sequence[_Instruction], functions: Sequence[_Function], registers: int) -> MachineCode:
+    """Facts of a kernel in the text that nvdisasm gives: the first of ``functions`` with all others inside it."""
+    whole, *added = functions
+    instructions = [i for i in listed if whole.start <= i.address < whole.end]
+    at = {instruction.address: place for place, instruction in enumerate(instructions)}
+    opcodes = [instruction.opcode for instruction in instructions]
+    texts = []
     jumps = {}
-    for place, (opcode, rest) in enumerate(instructions):
-        if opcode.startswith("BRA") and (target := re.match(r"(.*)`\((\.L_x_\d+)\)", rest)) and target[2] in labels:
-            always = not predicated[place] and not target[1].strip()  # operands before the target are conditions
-            jumps[place] = _Jump(labels[target[2]], always)
-        elif opcode.startswith(("EXIT", "RET")) and not predicated[place]:
+    for place, (_, predicated, opcode, operands) in enumerate(instructions):
+        target = re.match(r"(.*)\b0x([0-9a-f]+)\s*;?$", operands) if opcode.startswith(("BRA", "CALL")) else None
+        address = int(target[2], 16) if target else -1
+        called = next((f.name for f in added if f.start <= address < f.end), "")
+        texts.append(f"{opcode} {called}" if called else opcode + operands)
+        if opcode.startswith("BRA") and target and address in at:
+            always = not predicated and not target[1].strip()  # operands before the target are conditions
+            jumps[place] = _Jump(at[address], always)
+        elif opcode.startswith(("EXIT", "RET")) and not predicated:
             jumps[place] = _Jump(None, True)
     matrix = [(_NVIDIA_MATRIX[o.split(".")[0]], o) for o in opcodes if o.split(".")[0] in _NVIDIA_MATRIX]
     return MachineCode(
@@ -96,7 +152,7 @@ def of_sass(code: str, registers: int) -> MachineCode:
         stores=dict(Counter(_sass_bytes(o) for o in opcodes if o.startswith("STG."))),
         bulk_copies=sum(o.startswith(("UTMALDG", "UTMASTG")) for o in opcodes),
         loop=_main_loop(
-            [opcode + rest for opcode, rest in instructions],
+            texts,
             jumps,
             lambda text: re.split(r"\W", text)[0] in _NVIDIA_MATRIX,
             lambda text: text.startswith("FFMA"),

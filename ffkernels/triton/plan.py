@@ -158,6 +158,11 @@ def settles(layer: Layer, device: Device, tile: Tile) -> bool:
     return device.number == 90 and layer.kind != "exact" and tile.m >= 64
 
 
+def _narrow(*units: int) -> bool:
+    """Whether rows of an operand allow no loads of four elements."""
+    return any(0 < unit < 4 for unit in units)
+
+
 def loads_again(layer: Layer, device: Device) -> bool:
     """Whether the forward computes its rows' norms from a second load of x: see common.load_again."""
     return device.number >= 100 and device.wgmma and layer.kind != "exact"
@@ -170,7 +175,8 @@ def forward(layer: Layer, device: Device, for_step: bool = False) -> Launch:
     """
     wants_p = for_step and layer.activation != "relu"
     m, k, n, e = layer.inputs, layer.depth, layer.cols, layer.item
-    tile = choose(device, m, n, k, layer.kind, e)
+    narrow = _narrow(layer.x_unit, layer.w_unit)
+    tile = choose(device, m, n, k, layer.kind, e, layer.candidates > 0, narrow)
     tiles_m, tiles_n = ceil_div(m, tile.m), ceil_div(n, tile.n)
     constants = {
         **_tile_constants(tile),
@@ -219,7 +225,8 @@ def goodness(layer: Layer, parts: int) -> Launch:
 
 def pieces(tile: Tile, device: Device) -> int:
     """Parts of a tile that the optimizer takes one after the other, so that weight and state need few registers."""
-    return max(1, tile.m * tile.n // (tile.warps * device.warp_size) // 16)
+    accumulators = tile.m * tile.n // (tile.warps * device.warp_size)  # a thread
+    return max(1, accumulators // (16 if accumulators <= 64 else 8))
 
 
 def _update_stages(layer: Layer, tile: Tile, device: Device, parts: int) -> int:
@@ -242,7 +249,8 @@ def update(
 ) -> tuple[Launch, ...]:
     """update_kernel (label_update_kernel), and reduce_kernel where its sum is split; ``store``: ff_grad."""
     m, k, n, e = layer.inputs, layer.depth, layer.cols, layer.item
-    tile, splits = config or choose_split(device, n, k, m, layer.kind, e, layer.candidates > 0)
+    narrow = _narrow(layer.x_unit, layer.y_unit)
+    tile, splits = config or choose_split(device, n, k, m, layer.kind, e, layer.candidates > 0, narrow)
     split_rows = ceil_div(ceil_div(max(m, 1), splits), tile.k) * tile.k
     splits = max(1, ceil_div(m, split_rows))
     tiles_m, tiles_n = ceil_div(n, tile.m), ceil_div(k, tile.n)
@@ -276,7 +284,9 @@ def update(
         blocks += tiles_m * labels
         flops += 2 * layer.candidates * tiles_m * tile.m * labels * layer.label_block * splits * split_rows
         read += 8 * layer.rows
+        beside = min(k, labels * layer.label_block) - layer.num_classes
         requested += labels * (e * layer.rows * n + 8 * layer.rows * tiles_m + factors * tiles_m)
+        requested += e * m * beside * tiles_m
     written = 0
     if parts:  # a program of its own computes the loss
         blocks += 1

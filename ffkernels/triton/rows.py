@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .common import sum_parts
+from .common import multiple, sum_parts
 
 
 @triton.jit
@@ -31,7 +31,7 @@ def sqnorm_kernel(
     COLS: tl.constexpr,
 ):
     rows, k = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLS)
-    x_stride, K = tl.multiple_of(x_stride, X_UNIT), tl.multiple_of(K, X_UNIT)
+    x_stride, K = multiple(x_stride, X_UNIT), multiple(K, X_UNIT)
     squares = tl.zeros((ROWS, COLS), tl.float32)
     for start in range(0, K, COLS):
         mask = (rows < M)[:, None] & (start + k < K)[None, :]

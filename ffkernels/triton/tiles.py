@@ -61,6 +61,7 @@ class Tile:
     k: int
     warps: int
     stages: int
+    registers: int = 0  # at most, a thread; 0: ptxas's choice, which may be to spill for one more block
 
     def shared(self, item: int) -> int:
         """Bytes of shared memory that the pipelined operands take; ``item`` is their size in memory."""
@@ -70,40 +71,67 @@ class Tile:
 # By architecture and the way in which operands are multiplied: the shape classes large, middle, small and thin. What
 # limits them: two blocks' worth of registers for the accumulators, and the shared memory of `Device`.
 #   16bit: bf16 or fp16 in memory.   tf32, medium: float32 in memory, multiplied as TF32 or bf16.   exact: float32.
+# Updates and labelled products (`candidates`) keep more in registers beside their accumulators; where the ahead-of-time
+# report found spills, they have tiles of their own: less of the sum at a time, more warps or more registers.
 _AMPERE_LARGE = {
     "16bit": (Tile(128, 256, 32, 8, 3), Tile(128, 128, 64, 8, 3), Tile(64, 64, 64, 4, 4), Tile(64, 32, 64, 4, 4)),
+    "16bit update": (Tile(128, 128, 32, 8, 4), Tile(64, 64, 32, 4, 4), Tile(64, 32, 64, 4, 4)),
+    "16bit labelled": (Tile(128, 64, 64, 8, 3), Tile(64, 64, 64, 4, 4), Tile(64, 32, 32, 4, 4)),
+    "16bit labelled update": (Tile(64, 64, 32, 8, 4), Tile(64, 32, 32, 4, 4, 168)),
     "tf32": (Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 4, 4), Tile(64, 32, 32, 4, 4)),
+    "tf32 update": (Tile(128, 64, 32, 8, 4), Tile(64, 64, 32, 4, 4), Tile(64, 32, 32, 4, 4)),
+    "tf32 labelled": (Tile(128, 64, 32, 8, 3), Tile(64, 64, 32, 4, 4), Tile(64, 32, 32, 4, 4)),
     "medium": (Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 4, 4), Tile(64, 32, 32, 4, 4)),
+    "medium update": (Tile(128, 64, 32, 8, 4), Tile(64, 64, 32, 4, 4, 255), Tile(64, 32, 32, 4, 3)),
+    "medium labelled": (Tile(128, 64, 32, 8, 3), Tile(64, 64, 32, 4, 4), Tile(64, 32, 32, 4, 4)),
     "exact": (Tile(64, 64, 16, 4, 3), Tile(32, 32, 32, 4, 3)),
+    "exact update": (Tile(64, 64, 16, 8, 3), Tile(32, 32, 32, 4, 3)),
+    "exact labelled update": (Tile(64, 64, 16, 8, 3), Tile(32, 32, 16, 4, 3)),
 }
 _AMPERE_SMALL = {
     "16bit": (Tile(128, 128, 32, 8, 3), Tile(64, 64, 64, 4, 3), Tile(64, 32, 64, 4, 3)),
+    "16bit update": (Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 4, 3), Tile(64, 32, 64, 4, 3, 255)),
+    "16bit labelled": (Tile(128, 64, 64, 8, 3), Tile(64, 64, 64, 4, 3), Tile(64, 32, 64, 4, 3)),
+    "16bit labelled update": (Tile(64, 64, 32, 8, 3), Tile(64, 32, 32, 4, 3, 208)),
     "tf32": (Tile(128, 64, 32, 4, 3), Tile(64, 64, 32, 4, 3), Tile(64, 32, 32, 4, 3)),
-    "tf32 update": (Tile(128, 64, 32, 8, 3), Tile(64, 64, 32, 4, 3), Tile(64, 32, 32, 4, 3)),  # 4 warps spill
-    "medium": (Tile(128, 64, 32, 4, 3), Tile(64, 64, 32, 4, 3), Tile(64, 32, 32, 4, 3)),
+    "tf32 update": (Tile(128, 64, 32, 8, 3), Tile(64, 64, 32, 4, 3), Tile(64, 32, 32, 4, 3)),
+    "tf32 labelled": (Tile(128, 64, 32, 8, 3), Tile(64, 64, 32, 4, 3), Tile(64, 32, 32, 4, 3)),
+    "medium": (Tile(128, 64, 32, 8, 3), Tile(64, 64, 32, 4, 3), Tile(64, 32, 32, 4, 3)),
+    "medium update": (Tile(128, 64, 32, 8, 3), Tile(64, 64, 32, 4, 3), Tile(64, 32, 32, 4, 3)),
+    "medium labelled": (Tile(128, 64, 32, 8, 3), Tile(64, 64, 32, 4, 3), Tile(64, 32, 32, 4, 3)),
     "exact": (Tile(64, 64, 16, 4, 3), Tile(32, 32, 32, 4, 3)),
+    "exact update": (Tile(64, 64, 16, 8, 3), Tile(32, 32, 32, 4, 3)),
 }
 _HOPPER = {
     "16bit": (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 4), Tile(64, 64, 64, 4, 4), Tile(64, 32, 64, 4, 4)),
-    "tf32": (Tile(128, 128, 32, 8, 4), Tile(64, 64, 32, 4, 4), Tile(64, 32, 32, 4, 4)),
     "16bit update": (
         Tile(128, 256, 64, 8, 3),
         Tile(128, 128, 64, 8, 4),
         Tile(64, 64, 64, 4, 4),
         Tile(64, 32, 64, 4, 4),
     ),
+    "16bit labelled": (Tile(128, 128, 64, 8, 4), Tile(64, 64, 64, 4, 4), Tile(64, 32, 32, 4, 4)),
+    "16bit labelled update": (Tile(128, 64, 32, 8, 4), Tile(64, 64, 32, 4, 4), Tile(64, 32, 32, 4, 4, 168)),
+    "tf32": (Tile(128, 128, 32, 8, 4), Tile(64, 64, 32, 4, 4), Tile(64, 32, 32, 4, 4)),
     # 32 rows keep it on mma.sync. wgmma takes TF32 only with the sum's index contiguous, which an update's operands do
     # not have, and Triton 3.7 rewrites registers that such a product still reads (the PTX interpreter found it).
     "tf32 update": (Tile(32, 128, 32, 4, 4), Tile(32, 64, 32, 4, 4)),
+    "tf32 labelled update": (Tile(32, 128, 32, 4, 4), Tile(32, 64, 32, 4, 4, 168)),
     "medium": (Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 4, 3), Tile(64, 32, 32, 4, 3)),
+    "medium labelled": (Tile(128, 64, 32, 8, 3), Tile(64, 64, 32, 4, 3), Tile(64, 32, 32, 4, 3)),
+    "medium labelled update": (Tile(128, 64, 32, 8, 3), Tile(64, 64, 32, 4, 3), Tile(64, 32, 32, 4, 3)),
     "exact": (Tile(64, 64, 16, 4, 3), Tile(32, 32, 32, 4, 3)),
+    "exact update": (Tile(64, 64, 16, 8, 3), Tile(32, 32, 32, 4, 3)),
 }
-# an update's 128 x 256 spills there
-_BLACKWELL = {kind: found for kind, found in _HOPPER.items() if kind != "16bit update"}
+_BLACKWELL = {
+    **_HOPPER,
+    "16bit update": (Tile(128, 128, 32, 8, 4), Tile(64, 64, 32, 4, 4), Tile(64, 32, 64, 4, 4)),
+    "medium update": (Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 8, 3), Tile(64, 32, 32, 4, 3)),
+    "medium labelled update": (Tile(128, 64, 32, 8, 3), Tile(64, 64, 32, 8, 3), Tile(64, 32, 32, 8, 3)),
+}
 _CONSUMER_BLACKWELL = {
     **_AMPERE_SMALL,
-    # the last one with 3 stages spills in fp16
-    "16bit update": (Tile(128, 128, 32, 8, 3), Tile(64, 64, 64, 4, 3), Tile(64, 32, 64, 4, 2)),
+    "16bit update": (Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 4, 3), Tile(64, 32, 32, 4, 3)),
 }
 _CDNA3 = {
     "16bit": (Tile(128, 128, 64, 8, 2), Tile(64, 64, 64, 4, 2), Tile(64, 32, 64, 4, 2)),
@@ -140,17 +168,27 @@ def nearest(arch: str) -> str:
     return f"sm_{max([a for a in known if a <= number], default=80)}"
 
 
-def candidates(arch: str, kind: str, update: bool = False, labelled: bool = False) -> tuple[Tile, ...]:
+def candidates(
+    arch: str, kind: str, update: bool = False, labelled: bool = False, narrow: bool = False
+) -> tuple[Tile, ...]:
     """All tiles that the table has for operands of ``kind`` on ``arch``.
 
     An update keeps more in registers beside its accumulators (scaled y, sums for the bias, weight and state): unless
-    the table has tiles for it, it takes none above 128 x 128. Nor does a labelled one, which has y of two rows.
+    the table has tiles for it, it takes none above 128 x 128. Nor does a labelled product, which has two rows of y.
+
+    Args:
+        narrow: rows allow no loads of four elements. Many small ones take registers: the smaller half of the tiles.
     """
     table = TABLE[nearest(arch)]
-    if not update:
-        return table[kind]
-    found = table.get(f"{kind} update")
-    return found if found and not labelled else tuple(t for t in found or table[kind] if t.m * t.n <= 128 * 128)
+    names = [kind]
+    if update:
+        names = [f"{kind} labelled update"] * labelled + [f"{kind} update"]
+    elif labelled:
+        names = [f"{kind} labelled"]
+    found = next((table[name] for name in names if name in table), None)
+    if found is None:
+        found = tuple(t for t in table[kind] if t.m * t.n <= 128 * 128)
+    return found[len(found) // 2 :] if narrow else found
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -208,15 +246,21 @@ measured_forward: dict[Shape, Tile] = {}
 measured_update: dict[Shape, tuple[Tile, int]] = {}
 
 
-def choose(device: Device, m: int, n: int, k: int, kind: str, item: int) -> Tile:
+def choose(
+    device: Device, m: int, n: int, k: int, kind: str, item: int, labelled: bool = False, narrow: bool = False
+) -> Tile:
     """The tile that was measured to be fastest; else that of the table with the least predicted time."""
-    return measured_forward.get((m, n, k, kind)) or _predict(device, m, n, k, kind, item)
+    measured = measured_forward.get((m, n, k, kind))
+    if measured in candidates(device.arch, kind, False, labelled, narrow):
+        return measured
+    return _predict(device, m, n, k, kind, item, labelled, narrow)
 
 
 @functools.lru_cache(maxsize=4096)
-def _predict(device: Device, m: int, n: int, k: int, kind: str, item: int) -> Tile:
+def _predict(device: Device, m: int, n: int, k: int, kind: str, item: int, labelled: bool, narrow: bool) -> Tile:
     """Of equals the larger one, which moves fewer bytes."""
-    tiles = [t for t in candidates(device.arch, kind) if t.shared(item) <= device.shared]
+    found = candidates(device.arch, kind, False, labelled, narrow)
+    tiles = [t for t in found if t.shared(item) <= device.shared]
     return min(tiles, key=lambda t: (predicted_clocks(t, device, m, n, k, kind, item), -t.m * t.n))
 
 
@@ -225,7 +269,7 @@ MAX_WORKSPACE = 0.1  # of a step's bytes: the L2 cache holds a workspace only wh
 
 
 def choose_split(
-    device: Device, m: int, n: int, k: int, kind: str, item: int, labelled: bool = False
+    device: Device, m: int, n: int, k: int, kind: str, item: int, labelled: bool = False, narrow: bool = False
 ) -> tuple[Tile, int]:
     """Tile and number of parts of an update: a product (m, n) weights over k rows.
 
@@ -235,9 +279,9 @@ def choose_split(
     reading them may add MAX_WORKSPACE to what the step reads and writes anyway (x and y twice, weights and moments).
     """
     measured = measured_update.get((m, n, k, kind))
-    if measured and not (labelled and measured[0] not in candidates(device.arch, kind, True, labelled)):
+    if measured and measured[0] in candidates(device.arch, kind, True, labelled, narrow):
         return measured
-    return _predict_split(device, m, n, k, kind, item, labelled)
+    return _predict_split(device, m, n, k, kind, item, labelled, narrow)
 
 
 def splits_of(m: int, n: int, k: int, item: int) -> list[int]:
@@ -250,12 +294,15 @@ def splits_of(m: int, n: int, k: int, item: int) -> list[int]:
 
 
 @functools.lru_cache(maxsize=4096)
-def _predict_split(device: Device, m: int, n: int, k: int, kind: str, item: int, labelled: bool) -> tuple[Tile, int]:
+def _predict_split(
+    device: Device, m: int, n: int, k: int, kind: str, item: int, labelled: bool, narrow: bool
+) -> tuple[Tile, int]:
     def clocks(tile: Tile, splits: int) -> float:
         second = LAUNCH_OVERHEAD + 2 * 4 * splits * m * n / (device.l2_bytes * device.sms) if splits > 1 else 0
         return predicted_clocks(tile, device, m, n, k, kind, item, splits) + second
 
-    fitting = [t for t in candidates(device.arch, kind, True, labelled) if t.shared(item) <= device.shared]
+    found = candidates(device.arch, kind, True, labelled, narrow)
+    fitting = [t for t in found if t.shared(item) <= device.shared]
     options = [(tile, splits) for tile in fitting for splits in splits_of(m, n, k, item)]
     return min(options, key=lambda o: (clocks(*o), o[1], -o[0].m * o[0].n))
 

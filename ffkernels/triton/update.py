@@ -6,7 +6,7 @@ dW never reaches memory, but for ff_grad, which asks for it, and for the parts o
 import triton
 import triton.language as tl
 
-from .common import as_bits, fold, load_tile, multiply, of_bits, settled, sum_parts, tile_place
+from .common import as_bits, fold, load_tile, multiple, multiply, of_bits, settled, sum_parts, tile_place
 from .factors import (
     column_terms,
     excess,
@@ -57,7 +57,7 @@ def write_losses(
     sign,  # (M,), or None
     goodness,  # (parts, M)
     goodness_out,  # (M,), written, or None
-    loss_out,  # (), written: the sum of the losses of rows [begin, end)
+    loss_out,  # (), written: the sum of the losses of rows [begin, end); of two HALVES, of those rows in each half
     begin,
     end,
     M,
@@ -68,15 +68,20 @@ def write_losses(
     loss_scale,
     PARTS: tl.constexpr,
     ROWS: tl.constexpr,
+    HALVES: tl.constexpr,
 ):
     """What a program of its own does: the loss, which no weight needs."""
     losses = tl.zeros((ROWS,), tl.float32)
-    for start in range(begin, end, ROWS):
-        rows = start + tl.arange(0, ROWS)
-        _, _, total, v = row_coefficients(None, sign, goodness, rows, end, M, parts, inv_divisor, threshold, 1.0, PARTS)
-        losses += tl.where(rows < end, logistic_loss(v, temperature), 0.0)
-        if goodness_out is not None:
-            tl.store(goodness_out + rows, total, mask=rows < end)
+    for half in tl.static_range(HALVES):
+        last = end + half * (M // 2)
+        for start in range(begin + half * (M // 2), last, ROWS):
+            rows = start + tl.arange(0, ROWS)
+            _, _, total, v = row_coefficients(
+                None, sign, goodness, rows, last, M, parts, inv_divisor, threshold, 1.0, PARTS
+            )
+            losses += tl.where(rows < last, logistic_loss(v, temperature), 0.0)
+            if goodness_out is not None:
+                tl.store(goodness_out + rows, total, mask=rows < last)
     tl.store(loss_out, tl.sum(losses, 0) * loss_scale)
 
 
@@ -148,7 +153,8 @@ def halves(tile, ROWS: tl.constexpr, COLS: tl.constexpr):
 
 @triton.jit
 def write_gradient(
-    grad,  # (ROWS, COLS)
+    grad,  # (ROWS, COLS), but for ``scale``
+    scale,  # of the gradient
     row,
     col,
     low,  # columns in [low, high) are written
@@ -170,17 +176,17 @@ def write_gradient(
     if PIECES > 1:
         left, right = halves(grad, ROWS, COLS)
         half: tl.constexpr = COLS // 2
-        AGAIN(left, row, col, low, high, param, slot0, slot1, N, K, numbers, EPILOGUE, UNIT, ROWS, half, PIECES // 2,
-              AGAIN)  # fmt: skip
+        AGAIN(left, scale, row, col, low, high, param, slot0, slot1, N, K, numbers, EPILOGUE, UNIT, ROWS, half,
+              PIECES // 2, AGAIN)  # fmt: skip
         col += half
-        AGAIN(right, row, col, low, high, param, slot0, slot1, N, K, numbers, EPILOGUE, UNIT, ROWS, half, PIECES // 2,
-              AGAIN)  # fmt: skip
+        AGAIN(right, scale, row, col, low, high, param, slot0, slot1, N, K, numbers, EPILOGUE, UNIT, ROWS, half,
+              PIECES // 2, AGAIN)  # fmt: skip
     else:
-        K, high = tl.multiple_of(K, UNIT), tl.multiple_of(high, UNIT)
+        K, high = multiple(K, UNIT), multiple(high, UNIT)
         n, k = tl.arange(0, ROWS), tl.arange(0, COLS)
         mask = (row + n < N)[:, None] & ((col + k < high) & (col + k >= low))[None, :]
-        finish(grad, param, slot0, slot1, row.to(tl.int64) * K + col, n[:, None] * K + k[None, :], mask, numbers,
-               EPILOGUE, False)  # fmt: skip
+        finish(grad * scale, param, slot0, slot1, row.to(tl.int64) * K + col, n[:, None] * K + k[None, :], mask,
+               numbers, EPILOGUE, False)  # fmt: skip
 
 
 @triton.jit
@@ -219,6 +225,7 @@ def update_kernel(
     inv_divisor,
     threshold,
     temperature,
+    inv_temperature,
     coef_scale,  # of c: 2, or 2 / (E M)
     loss_scale,  # of the sum of losses
     peer_strength,
@@ -253,14 +260,12 @@ def update_kernel(
     if loss_out is not None:
         if pid == tl.num_programs(0) - 1:
             write_losses(sign, goodness, goodness_out, loss_out + split, begin, end, M, parts, inv_divisor, threshold,
-                         temperature, loss_scale, PARTS, LOSS_ROWS)  # fmt: skip
+                         temperature, loss_scale, PARTS, LOSS_ROWS, 1)  # fmt: skip
             return
     tile_m, tile_n = tile_place(pid, tl.cdiv(N, BLOCK_M), tl.cdiv(K, BLOCK_N), GROUP)
     row, col = tile_m * BLOCK_M, tile_n * BLOCK_N
-    n, m = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_K)
-    in_n = row + n < N
+    m = tl.arange(0, BLOCK_K)
 
-    inv_temperature = 1.0 / temperature
     largest = 1.0
     if HALF:  # c r y in fp16 needs a scale: the largest |c r| becomes 1
         peak = tl.zeros((BLOCK_K,), tl.float32)
@@ -313,13 +318,14 @@ def update_kernel(
                 Y_UNIT, PEER, BIAS, FOLD, BLOCK_M, BLOCK_K,
             )  # fmt: skip
             acc = multiply(left, b, acc, MODE)
-    acc = acc * largest
 
     numbers = step_numbers(step, lr, rate, h1, h2, h3, h4, log_beta1, log_beta2, EPILOGUE)
     weight += split.to(tl.int64) * N * K
-    write_gradient(acc, row, col, 0, K, weight, slot0, slot1, N, K, numbers, EPILOGUE, W_UNIT, BLOCK_M, BLOCK_N, PIECES,
-                   write_gradient)  # fmt: skip
-    if bias is not None and tile_n == 0:
-        finish(tl.sum(sum_dz, 1), bias, bias_slot0, bias_slot1, split * N + row, n, in_n, numbers, EPILOGUE, True)
-    if peer_mean is not None and (tile_n == 0 and split == 0):
+    write_gradient(acc, largest, row, col, 0, K, weight, slot0, slot1, N, K, numbers, EPILOGUE, W_UNIT, BLOCK_M,
+                   BLOCK_N, PIECES, write_gradient)  # fmt: skip
+    if bias is not None and col == 0:
+        n = tl.arange(0, BLOCK_M)
+        finish(tl.sum(sum_dz, 1), bias, bias_slot0, bias_slot1, split * N + row, n, row + n < N, numbers, EPILOGUE,
+               True)  # fmt: skip
+    if peer_mean is not None and (col == 0 and split == 0):
         write_mean(peer_before, peer_sums, peer_counts, peer_mean, peer_tiles, row, N, BLOCK_M)
