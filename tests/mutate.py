@@ -93,6 +93,14 @@ TRITON = [
           "new0 = h1 * old0 + grad\n            new1", _ADAM),
     Fault("the bias takes no step", "update.py", "finish(tl.sum(sum_dz, 1), bias,",
           "finish(0.0 * tl.sum(sum_dz, 1), bias,", _STEP),
+    Fault("the slope of the loss is not refined", "factors.py", "for _ in tl.static_range(3):",
+          "for _ in tl.static_range(1):", _STEP),
+    Fault("the label does not count in the row's norm", "label_forward.py", "+ strength * strength",
+          "+ 0.0 * strength", _LABELS),
+    Fault("negative rows are taken for positive ones", "label_update.py", "sign = 1.0 - 2.0 * half",
+          "sign = 1.0 - 0.0 * half", _LABELS),
+    Fault("columns beside the labels are left out", "label_update.py", ".to(tile.dtype) + beside", ".to(tile.dtype)",
+          _LABELS),
 ]  # fmt: skip
 TRITON = [fault._replace(file=f"ffkernels/triton/{fault.file}") for fault in TRITON]
 
