@@ -80,7 +80,7 @@ class Stage:
             logits, head_loss = self.net.head.step(*self.net.neutral_pass(x), labels)
             if self.selection is not None:
                 rows = self.selection(labels, draws["selection"], logits)
-                x, labels, logits = x[rows], labels[rows], logits[rows]
+                x, labels, logits = (t.index_select(0, rows) for t in (x, labels, logits))
                 wrong = None if wrong is None else wrong[rows]
         seed = None
         if self.has_dropout:
