@@ -113,6 +113,7 @@ _HOPPER = {
     "16bit labelled": (Tile(128, 128, 64, 8, 4), Tile(64, 64, 64, 4, 4), Tile(64, 32, 32, 4, 4)),
     "16bit labelled update": (Tile(128, 64, 32, 8, 4), Tile(64, 64, 32, 4, 4), Tile(64, 32, 32, 4, 4, 168)),
     "tf32": (Tile(128, 128, 32, 8, 4), Tile(64, 64, 32, 4, 4), Tile(64, 32, 32, 4, 4)),
+    "tf32 labelled": (Tile(128, 64, 32, 8, 4), Tile(64, 64, 32, 4, 4), Tile(64, 32, 32, 4, 4)),
     # 32 rows keep it on mma.sync. wgmma takes TF32 only with the sum's index contiguous, which an update's operands do
     # not have, and Triton 3.7 rewrites registers that such a product still reads (the PTX interpreter found it).
     "tf32 update": (Tile(32, 128, 32, 4, 4), Tile(32, 64, 32, 4, 4)),
@@ -126,6 +127,7 @@ _HOPPER = {
 _BLACKWELL = {
     **_HOPPER,
     "16bit update": (Tile(128, 128, 32, 8, 4), Tile(64, 64, 32, 4, 4), Tile(64, 32, 64, 4, 4)),
+    "tf32 update": (Tile(32, 128, 32, 4, 4), Tile(32, 64, 32, 4, 4, 192)),
     "medium update": (Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 8, 3), Tile(64, 32, 32, 4, 3)),
     "medium labelled update": (Tile(128, 64, 32, 8, 3), Tile(64, 64, 32, 8, 3), Tile(64, 32, 32, 8, 3)),
 }
