@@ -32,7 +32,7 @@ class Head {
     float** const arrays[] = {&shares_, &errors_, &losses_, &gradients_};
     int64_t total = 0;
     for (const int64_t size : sizes) total += round_up(size, 16);
-    auto* at = reinterpret_cast<float*>(workspace(Scratch::layer, total * static_cast<int64_t>(sizeof(float))));
+    auto* at = reinterpret_cast<float*>(workspace(Scratch::head, total * static_cast<int64_t>(sizeof(float))));
     for (int64_t i = 0; i < 4; at += round_up(sizes[i], 16), ++i) *arrays[i] = at;
   }
 

@@ -118,8 +118,9 @@ struct HeadJob {
 void advise_large_pages(void* data, int64_t bytes);
 
 // At least `bytes` of scratch memory, aligned to a page; throws std::bad_alloc. It belongs to the calling thread, which
-// keeps it for its next call; the content is undefined. A network has its own beside that of the layer it runs.
-enum class Scratch { layer, network };
+// keeps it for its next call; the content is undefined. A network has its own beside that of the layer it runs, so has
+// a head.
+enum class Scratch { layer, network, head };
 char* workspace(Scratch kind, int64_t bytes);
 
 using Task = void (*)(int64_t thread, const void* context);

@@ -31,7 +31,7 @@ void advise_large_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t by
 }
 
 char* workspace(Scratch kind, int64_t bytes) {
-  thread_local Buffer buffers[2];
+  thread_local Buffer buffers[3];
   Buffer& buffer = buffers[static_cast<int>(kind)];
   if (bytes > buffer.size) {
     std::free(buffer.data);

@@ -23,7 +23,7 @@ char* workspace(Scratch kind, int64_t bytes) {
   struct Free {
     void operator()(char* p) const { std::free(p); }
   };
-  thread_local std::unique_ptr<char, Free> blocks[2];
+  thread_local std::unique_ptr<char, Free> blocks[3];
   auto& block = blocks[static_cast<int>(kind)];
   block.reset();
   block.reset(static_cast<char*>(std::aligned_alloc(4096, (bytes + 4095) / 4096 * 4096)));
