@@ -56,7 +56,7 @@ class Hinton(TrainConfig):
     hidden: tuple[int, ...] = (1000, 1000)
     init: str = "normal"
     threshold: float | str = "half-width"
-    temperature: float = 20.0
+    temperature: float = 30.0
     label_strength: float = 5.643
     peer: float = 0.03
     negatives: str = "hard"
@@ -84,6 +84,7 @@ class HintonJitter(Hinton):
     """
 
     standardize: tuple[float, ...] = ()
+    temperature: float = 20.0
     label_strength: float = 2.0
     shift: int = 1
     selected_floor: float = 0.1
