@@ -30,7 +30,8 @@ DATA = ("digits", "mnist")
 INIT = ("uniform", "normal")
 LOSSES = ("logistic", "symba", "pair", "hinge")
 DIRECTIONS = ("maximize", "minimize")
-NEGATIVES = ("uniform", "permuted", "hard", "hybrid")
+HEADLESS = ("uniform", "permuted")  # wrong labels that no head has a say in
+NEGATIVES = (*HEADLESS, "hard", "hybrid")
 OPTIMIZERS = ("adam", "adamw", "sgd", "hinton_sgd")
 # As a share of each layer's width. Half of it is the goodness (sum of squares) that "normal" initial weights give.
 THRESHOLDS = {"width": 1.0, "half-width": 0.5}
@@ -205,7 +206,7 @@ class TrainConfig:
         if self.candidates is not None:
             checks.count("candidates", self.candidates, 1, 2**31, "labels whose goodness is measured")
         for name, without in (
-            ("negatives", ("uniform", "permuted")),
+            ("negatives", HEADLESS),
             ("selected", (1.0,)),
             ("predict", ("goodness",)),
             ("candidates", (None,)),
@@ -216,7 +217,7 @@ class TrainConfig:
     def _check_training(self) -> None:
         checks.option("loss", self.loss, LOSSES)
         checks.option("negatives", self.negatives, NEGATIVES)
-        if self.negatives_once and self.negatives not in ("uniform", "permuted"):
+        if self.negatives_once and self.negatives not in HEADLESS:
             raise ValueError(
                 f"negatives_once must be False for negatives {self.negatives!r}, which follow the training"
             )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from . import backends, checks, ops
+from . import backends, checks, ops, reference
 from .head_step import ff_head_step_
 from .optim import Optimizer, state_dtype
 from .state import OptimizerState
@@ -93,12 +93,7 @@ class SoftmaxHead(nn.Module):
         if backends.has_kernel("ff_head_step_", y[0]):
             return ff_head_step_(y, sqnorm, labels, list(self.weights), states, self.optimizer, eps=_EPS)
         logits = self.logits(ys, totals)
-        log_p = logits.log_softmax(1)
-        columns = labels.long()[:, None]
-        loss = -log_p.gather(1, columns).mean()
-        error = log_p.exp()
-        error.scatter_add_(1, columns, error.new_full((1, 1), -1.0).expand(len(labels), 1))
-        error /= len(labels)
+        loss, error = reference.cross_entropy(logits, labels.long())
         half = error.new_full((len(labels),), 0.5)
         for weight, state, own_y, q in zip(self.weights, states, y, sqnorm, strict=True):
             ops.ff_update_(

@@ -43,7 +43,15 @@ def _row_scale(
     if normalize == "none":
         return None
     q = x.to(state_dtype(x.dtype)).square().sum(1) if x_sqnorm is None else x_sqnorm
-    return 1 / ((q / x.shape[1] if normalize == "rms" else q).sqrt() + eps)
+    return _scale_of(q, x.shape[1] if normalize == "rms" else 1, eps)
+
+
+def _scale_of(
+    sqnorm: Tensor,  # (M,)
+    divisor: int,
+    eps: float,
+) -> Tensor:  # (M,)
+    return 1 / ((sqnorm / divisor).sqrt() + eps)
 
 
 def _activate(
@@ -477,6 +485,16 @@ def ff_label_step_(
     )  # fmt: skip
 
 
+def cross_entropy(
+    logits: Tensor,  # (B, C)
+    labels: Tensor,  # (B,) int64
+) -> tuple[Tensor, Tensor]:  # loss (), its derivative by the logits (B, C)
+    """The mean of -log softmax(logits) at the labels."""
+    log_p, columns = logits.log_softmax(1), labels[:, None]
+    error = log_p.exp()
+    return -log_p.gather(1, columns).mean(), (error - torch.zeros_like(error).scatter(1, columns, 1.0)) / len(labels)
+
+
 def ff_head_step_(
     ys: list[Tensor],  # of (B, N_l) acc
     sqnorms: list[Tensor],  # of (B,) acc
@@ -488,13 +506,9 @@ def ff_head_step_(
     hyper: list[float],
     eps: float,
 ) -> tuple[Tensor, Tensor]:  # logits (B, C) acc from before the update, loss () acc
-    rows = [y * (1 / ((q / y.shape[1]).sqrt() + eps))[:, None] for y, q in zip(ys, sqnorms, strict=True)]
+    rows = [y * _scale_of(q, y.shape[1], eps)[:, None] for y, q in zip(ys, sqnorms, strict=True)]
     logits = torch.stack([row @ w.T for row, w in zip(rows, weights, strict=True)]).sum(0)
-    log_p = logits.log_softmax(1)
-    columns = labels[:, None]
-    loss = -log_p.gather(1, columns).mean()
-    error = log_p.exp()
-    error = (error - torch.zeros_like(error).scatter(1, columns, 1.0)) / len(labels)
+    loss, error = cross_entropy(logits, labels)
     each, writes = len(states) // len(weights), []
     for i, (row, weight) in enumerate(zip(rows, weights, strict=True)):
         writes += _optimized([weight], [error.T @ row], states[each * i : each * (i + 1)], optimizer, lr, hyper)

@@ -97,8 +97,6 @@ _AMPERE_SMALL = {
     "tf32 update": (Tile(128, 64, 32, 8, 3), Tile(64, 64, 32, 4, 3), Tile(64, 32, 32, 4, 3)),
     "tf32 labelled": (Tile(128, 64, 32, 8, 3), Tile(64, 64, 32, 4, 3), Tile(64, 32, 32, 4, 3)),
     "medium": (Tile(128, 64, 32, 8, 3), Tile(64, 64, 32, 4, 3), Tile(64, 32, 32, 4, 3)),
-    "medium update": (Tile(128, 64, 32, 8, 3), Tile(64, 64, 32, 4, 3), Tile(64, 32, 32, 4, 3)),
-    "medium labelled": (Tile(128, 64, 32, 8, 3), Tile(64, 64, 32, 4, 3), Tile(64, 32, 32, 4, 3)),
     "exact": (Tile(64, 64, 16, 4, 3), Tile(32, 32, 32, 4, 3)),
     "exact update": (Tile(64, 64, 16, 8, 3), Tile(32, 32, 32, 4, 3)),
 }
@@ -253,7 +251,7 @@ def choose(
 ) -> Tile:
     """The tile that was measured to be fastest; else that of the table with the least predicted time."""
     measured = measured_forward.get((m, n, k, kind))
-    if measured in candidates(device.arch, kind, False, labelled, narrow):
+    if measured and measured in candidates(device.arch, kind, False, labelled, narrow):
         return measured
     return _predict(device, m, n, k, kind, item, labelled, narrow)
 
