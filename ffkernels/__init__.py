@@ -21,6 +21,7 @@ from .ops import (
     ff_update_,
 )
 from .optim import SGD, Adam, AdamW, HintonSGD, Optimizer
+from .receptive import ReceptiveFields
 from .recurrent import RecurrentFFNet
 from .schedule import Schedule
 from .selection import HardInputs, Selection
@@ -51,6 +52,7 @@ __all__ = [
     "Optimizer",
     "PairSoftplus",
     "PermutedLabels",
+    "ReceptiveFields",
     "RecurrentFFNet",
     "Schedule",
     "Selection",

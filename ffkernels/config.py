@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from .loss import Hinge, Loss, PairSoftplus, SymBa
 from .negatives import DrawnOnce, HardLabels, Negatives, PermutedLabels, UniformLabels
 from .nn import PREDICT, FFNet
 from .optim import SGD, Adam, AdamW, HintonSGD, Optimizer
+from .receptive import ReceptiveFields
 from .recurrent import RecurrentFFNet, check_dynamics
 from .schedule import Schedule
 from .selection import HardInputs
@@ -60,6 +62,8 @@ class TrainConfig:
             [0, 1]. The label's strength is in the units that result.
         shift: pixels by which every image may be moved each time (`Shift`); 0: none.
         hidden: the layers' widths.
+        receptive_field: side in pixels of the window of the image that each unit of the first layer sees
+            (`ReceptiveFields`); 0: all of it.
         init: initial weights "uniform", as nn.Linear's, or "normal", N(0, 1 / inputs) with biases 0.
         activation, normalize, goodness, temperature: as for `ff_step_`; threshold too, or by each layer's N: "width",
             "half-width".
@@ -100,6 +104,7 @@ class TrainConfig:
     standardize: tuple[float, ...] = ()
     shift: int = 0
     hidden: tuple[int, ...] = (500, 500)
+    receptive_field: int = 0
     recurrent: bool = False
     damping: float = 0.3
     learned: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
@@ -186,9 +191,10 @@ class TrainConfig:
         check_dynamics(self.damping, self.learned, self.judged)
         if self.recurrent:
             usual = {f.name: f.default for f in dataclasses.fields(TrainConfig)}
-            for name in ("mode", "loss", "dropout"):
+            for name in ("mode", "loss", "dropout", "receptive_field"):
                 if (value := getattr(self, name)) != usual[name]:
                     raise ValueError(f"{name} must be {usual[name]!r} for a recurrent net, got {value!r}")
+        checks.count("receptive_field", self.receptive_field, 0, 2**15, "the side of a window in pixels")
         checks.option("init", self.init, INIT)
         checks.option("activation", self.activation, checks.ACTIVATIONS)
         checks.option("normalize", self.normalize, checks.NORMALIZE)
@@ -325,11 +331,18 @@ class TrainConfig:
         black = self.pixels(torch.zeros(())).item()  # in the units of the images
         return Shift(self.shift, image_shape, black) if self.shift else None
 
+    def build_constraint(self, image_shape: tuple[int, int, int], num_classes: int) -> ReceptiveFields | None:
+        if not self.receptive_field:
+            return None
+        labels = 0 if self.negatives == "hybrid" else num_classes
+        return ReceptiveFields(self.receptive_field, image_shape, self.hidden[0], num_classes=labels, seed=self.seed)
+
     def build_schedule(self) -> Schedule:
         return Schedule(warmup=self.warmup, decay_from=SCHEDULES[self.lr_schedule])
 
-    def build_net(self, inputs: int, num_classes: int) -> FFNet:
-        """A net for ``inputs`` pixels on this run's device. The same seed gives the same weights on every device."""
+    def build_net(self, image_shape: tuple[int, int, int], num_classes: int) -> FFNet:
+        """A net for flat images on this run's device. The same seed gives the same weights on every device."""
+        inputs = math.prod(image_shape)
         names = ("activation", "normalize", "goodness", "temperature", "precision", "peer")
         options: dict[str, Any] = {name: getattr(self, name) for name in names}
         with torch.random.fork_rng(devices=[]):
@@ -363,6 +376,8 @@ class TrainConfig:
             net: FFNet = RecurrentFFNet(layers, **options, **dynamics)
         else:
             net = FFNet(layers, **options)
+        if (constraint := self.build_constraint(image_shape, num_classes)) is not None:
+            constraint.begin(net)
         if self.average:
             net.average = WeightAverage(net, decay=self.average)
         return net.to(self.device or "cpu")

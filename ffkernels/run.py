@@ -149,7 +149,7 @@ class RunFolder:
 
     def build_net(self) -> FFNet:
         """The run's net as it was before training."""
-        return self.config.build_net(math.prod(self.data["image_shape"]), self.data["num_classes"])
+        return self.config.build_net(tuple(self.data["image_shape"]), self.data["num_classes"])
 
     def save_epoch(self, net: FFNet, history: list[Record]) -> None:
         """Write what the last epoch gave. A crash at any moment loses no more than that epoch."""
@@ -292,7 +292,8 @@ def train(
         x, y, epochs=config.epochs, head_epochs=config.head_epochs, mode=config.mode, batch_size=config.batch_size,
         seed=config.seed, schedule=config.build_schedule(), loss=config.build_losses(),
         negatives=config.build_negatives(dataset.image_shape), selection=config.build_selection(),
-        augment=config.build_augment(dataset.image_shape), validation=measured_on,
+        augment=config.build_augment(dataset.image_shape),
+        constraint=config.build_constraint(dataset.image_shape, dataset.num_classes), validation=measured_on,
         validate_every=config.validate_every, callbacks=callbacks, history=history, progress=progress,
         spool_dir=spool_dir,
     )  # fmt: skip

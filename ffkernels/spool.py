@@ -364,7 +364,9 @@ def fit(
         def keep(net: FFNet, history: list[Record], index: int = index) -> None:
             spool.keep(index)
 
-        run = _SpooledRun(net, batches, seed, rate, None, validation, validate_every, [keep, *callbacks], progress)
+        run = _SpooledRun(
+            net, batches, seed, rate, None, None, validation, validate_every, [keep, *callbacks], progress
+        )
         run.spool = spool
         try:
             run.train(_SpooledStage(net, index, negatives, spool, epochs), records)

@@ -139,6 +139,7 @@ def fit(
     negatives: Negatives | DrawnOnce | ImageNegatives | None = None,
     selection: Selection | None = None,
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+    constraint: Callable[[FFNet], object] | None = None,
     validation: tuple[Tensor, Tensor] | None = None,
     validate_every: int = 1,
     callbacks: Iterable[Callback] = (),
@@ -173,6 +174,8 @@ def fit(
         selection: chooses the inputs of each minibatch that the layers learn from, by what the head makes of them, see
             `Selection`; the head learns from all. None: all. The records' means are then those of the inputs chosen.
         augment: changes every minibatch before labels are written over it, as `Shift` does.
+        constraint: called with the net after every step, to put the weights back where they must lie, as
+            `ReceptiveFields` does. The initial weights are the caller's to see to.
         validation: (x, labels), for the records' "error". validate_every: epochs from one measurement to the next; the
             last epoch is always measured.
         callbacks: called with (net, records) after every epoch; a true result stops training ("greedy": the layer's).
@@ -207,6 +210,7 @@ def fit(
         ("negatives", negatives),
         ("selection", selection),
         ("augment", augment),
+        ("constraint", constraint),
     ):
         if name == "negatives" and (from_images or isinstance(negatives, DrawnOnce)):
             continue
@@ -241,7 +245,10 @@ def fit(
     if spool_dir is not None:
         from . import spool  # which imports this module
 
-        unused = {"loss": loss, "augment": augment, "optimizer": optimizer, "average": net.average, "head": net.head}
+        unused = {
+            "loss": loss, "augment": augment, "constraint": constraint, "optimizer": optimizer, "average": net.average,
+            "head": net.head,
+        }  # fmt: skip
         for name, given in unused.items():
             if given is not None:
                 raise ValueError(f"{name} must be None with spool_dir, got {type(given).__name__}")
@@ -278,7 +285,7 @@ def fit(
     ]
     if head_epochs:
         stages.append(HeadStage(net, head_epochs, first_epoch=len(stages) * epochs + 1))
-    run = Run(net, batches, seed, rate, augment, validation, validate_every, list(callbacks), progress)
+    run = Run(net, batches, seed, rate, augment, constraint, validation, validate_every, list(callbacks), progress)
     try:
         for stage in stages:
             run.train(stage, records)
@@ -320,6 +327,7 @@ class Run:
     seed: int
     rate: LearningRate
     augment: Callable[[Tensor, torch.Generator], Tensor] | None
+    constraint: Callable[[FFNet], object] | None
     validation: tuple[Tensor, Tensor] | None
     validate_every: int
     callbacks: list[Callback]
@@ -360,6 +368,8 @@ class Run:
                 x = self.augment(x, draws["augment"])
             fixed = None if wrong is None else wrong.to(weight.device)
             found, head_loss = stage.step(x, labels.to(weight.device), draws, fixed)
+            if self.constraint is not None:
+                self.constraint(net)
             if net.average is not None:
                 net.average.update(net, (epoch - 1) * batches + i + 1)
             sums.add(len(x), found, head_loss)

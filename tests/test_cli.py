@@ -276,7 +276,7 @@ def test_flags_reach_the_config(data_dir, tmp_path, monkeypatch):
              "minimize", "--peer", "0.03", "--dropout", "0.1", "--loss", "hinge", "--alpha", "3", "--margin", "2",
              "--negatives", "hard", "--predict", "both", "--predict-layers", "2", "--candidates", "2",
              "--average", "0.9", "--warmup", "0.1", "--selected", "0.5", "--selected-floor", "0.2",
-             "--standardize", "0.2", "0.4"]  # fmt: skip
+             "--standardize", "0.2", "0.4", "--receptive-field", "3"]  # fmt: skip
     with pytest.raises(SystemExit):
         cli.main(["train", *options(data_dir), *flags, "--run-dir", "there"])
     assert seen == [
@@ -290,7 +290,7 @@ def test_flags_reach_the_config(data_dir, tmp_path, monkeypatch):
                 init="normal", direction="minimize", peer=0.03, dropout=0.1, loss="hinge", alpha=3.0, margin=2.0,
                 negatives="hard", head_layers=(2, 1), head_lr=0.3, head_weight_decay=0.01, predict="both",
                 predict_layers=(2,), candidates=2, average=0.9, warmup=0.1, selected=0.5, selected_floor=0.2,
-                standardize=(0.2, 0.4),
+                standardize=(0.2, 0.4), receptive_field=3,
             ),
         )
     ]  # fmt: skip
@@ -365,6 +365,8 @@ USAGE = {
     "--standardize 0.1 0": r"standardize\[1\] must be finite and > 0, got 0.0",
     "--negatives hard --negatives-once --head-layers 1": "negatives_once must be False for negatives 'hard'",
     "--negatives permuted --predict both": "predict 'both' needs a softmax head",
+    "--receptive-field -1": "receptive_field must be at least 0",
+    "--recurrent --receptive-field 3": "receptive_field must be 0 for a recurrent net, got 3",
     "--selected-floor 0": "selected_floor must be finite and > 0",
     "--head-layers 1 --head-epochs 2 --selected 0.5": "head_epochs must be 0 but .* with all inputs selected",
     "--predict both": "predict 'both' needs a softmax head",

@@ -55,7 +55,7 @@ def hinton(backend, threads=None, epochs=6):
     pytest.importorskip("sklearn")
     digits, before = data.load_digits(), torch.get_num_threads()
     config = PRESETS["hinton"](data="digits", hidden=(200, 200, 200), dropout=0.1, batch_size=100)
-    net = config.build_net(64, 10)
+    net = config.build_net((1, 8, 8), 10)
     torch.set_num_threads(threads or before)
     try:
         with ff.use_backend(backend):

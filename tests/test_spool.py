@@ -185,6 +185,7 @@ def test_layers_without_memory(tmp_path):
         ({"mode": "simultaneous"}, ValueError, "mode must be 'greedy' with spool_dir"),
         ({"loss": ff.Hinge()}, ValueError, "loss must be None with spool_dir"),
         ({"augment": lambda x, g: x}, ValueError, "augment must be None with spool_dir"),
+        ({"constraint": lambda net: None}, ValueError, "constraint must be None with spool_dir"),
         ({"spool_dir": None, "device": "cpu"}, ValueError, "device is for spool_dir"),
     ],
 )

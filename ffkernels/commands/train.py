@@ -140,7 +140,7 @@ def _create(path: str | Path, config: TrainConfig, dataset: Dataset, launch: str
     """The new run's folder, made only once nothing speaks against the run any more."""
     set_up(config.threads, config.backend)
     split(dataset, config.validation)
-    config.resolved().build_net(dataset.x_train.shape[1], dataset.num_classes)
+    config.resolved().build_net(dataset.image_shape, dataset.num_classes)
     return RunFolder.create(path, config, dataset, launch)
 
 
@@ -265,6 +265,8 @@ def add_train(commands: Any) -> argparse.ArgumentParser:
 
     g = p.add_argument_group("network")
     flag(g, "--hidden", "width of each layer", type=int, nargs="+", metavar="N")
+    flag(g, "--receptive-field", "side of the window of the image that each unit of the first layer sees; 0: all of it",
+         type=int, metavar="PIXELS")  # fmt: skip
     flag(g, "--recurrent", "let every layer see the layer above too, the last one the label",
          action=argparse.BooleanOptionalAction)  # fmt: skip
     flag(g, "--damping", "of a recurrent net: the part of a state that stays", type=float, metavar="D")

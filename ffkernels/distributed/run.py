@@ -90,6 +90,7 @@ def check_config(config: TrainConfig) -> None:
     simple = {
         "loss": "logistic", "negatives": "uniform", "shift": 0, "head_layers": (), "average": 0.0, "dropout": 0.0,
         "direction": "maximize", "candidates": None, "recurrent": False, "negatives_once": False,
+        "receptive_field": 0,
     }  # fmt: skip
     if other := {name: getattr(config, name) for name, value in simple.items() if getattr(config, name) != value}:
         raise ValueError(
