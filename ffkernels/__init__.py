@@ -1,6 +1,6 @@
 """Fused kernels for Forward-Forward training (Hinton 2022): forward, goodness and local update in one pass."""
 
-from .augment import Shift
+from .augment import Affine, Shift
 from .average import WeightAverage
 from .backends import current_backend, explain, info, use_backend
 from .head import SoftmaxHead
@@ -33,6 +33,7 @@ __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "Affine",
     "DrawnOnce",
     "EarlyStopping",
     "FFLayer",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import backends, checks
-from .augment import Shift
+from .augment import Affine, Shift
 from .average import WeightAverage
 from .data import Dataset, standardize
 from .head import SoftmaxHead
@@ -60,7 +60,8 @@ class TrainConfig:
             test set. validate_every: epochs from one measurement to the next.
         standardize: mean and deviation, by which all pixels are standardised (`data.standardize`); none: they stay in
             [0, 1]. The label's strength is in the units that result.
-        shift: pixels by which every image may be moved each time (`Shift`); 0: none.
+        shift: pixels by which every image may be moved each time (`Shift`); 0: none. affine: or by how many degrees it
+            may be turned, by which share stretched and by how many pixels moved (`Affine`); none: not at all.
         hidden: the layers' widths.
         receptive_field: side in pixels of the window of the image that each unit of the first layer sees
             (`ReceptiveFields`); 0: all of it.
@@ -103,6 +104,7 @@ class TrainConfig:
     validate_every: int = 1
     standardize: tuple[float, ...] = ()
     shift: int = 0
+    affine: tuple[float, ...] = ()
     hidden: tuple[int, ...] = (500, 500)
     receptive_field: int = 0
     recurrent: bool = False
@@ -151,7 +153,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("hidden", "standardize", "head_layers", "predict_layers", "learned", "judged"):
+        for name in ("hidden", "standardize", "affine", "head_layers", "predict_layers", "learned", "judged"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         self._check_data_and_machine()
@@ -170,6 +172,11 @@ class TrainConfig:
             checks.number("standardize[0]", self.standardize[0])
             checks.number("standardize[1]", self.standardize[1], 0.0, above=True)
         checks.count("shift", self.shift, 0, 2**15, "the largest move in pixels")
+        if len(self.affine) not in (0, 3):
+            raise ValueError(f"affine must hold degrees, a share and pixels, or nothing, got {self.affine}")
+        Affine(*self.affine)
+        if self.shift and self.affine:
+            raise ValueError(f"shift must be 0 with affine, which has a move of its own, got {self.shift}")
         if self.precision is not None:
             checks.precision(self.precision)
         if self.backend is not None:
@@ -327,7 +334,9 @@ class TrainConfig:
     def build_selection(self) -> HardInputs | None:
         return HardInputs(self.selected, self.selected_floor) if self.selected < 1 else None
 
-    def build_augment(self, image_shape: tuple[int, int, int]) -> Shift | None:
+    def build_augment(self, image_shape: tuple[int, int, int]) -> Shift | Affine | None:
+        if self.affine:
+            return Affine(*self.affine, image_shape=image_shape)
         black = self.pixels(torch.zeros(())).item()  # in the units of the images
         return Shift(self.shift, image_shape, black) if self.shift else None
 

@@ -35,6 +35,8 @@ def test_config_builds_the_pieces():
     assert once.build_negatives((1, 4, 5)) == ff.DrawnOnce(ff.PermutedLabels())
     scaled = TrainConfig(standardize=(0.25, 0.5), shift=1)
     assert scaled.build_augment((1, 4, 5)) == ff.Shift(1, (1, 4, 5), fill=-0.5)
+    warped = TrainConfig(affine=(10.0, 0.1, 1.5)).build_augment((1, 4, 5))
+    assert warped == ff.Affine(degrees=10.0, scale=0.1, pixels=1.5, image_shape=(1, 4, 5))
     x = torch.rand(3, 20)
     assert torch.equal(scaled.pixels(x), (x - 0.25) / 0.5)
     assert TrainConfig().pixels(x) is x

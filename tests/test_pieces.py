@@ -1,6 +1,7 @@
 """Small pieces of training: schedule, augmentation, average of weights."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -64,6 +65,61 @@ def test_what_moves_in_is_black_in_the_units_of_the_images():
     for image, result, *window in zip(x, moved, down.tolist(), right.tolist(), strict=True):
         assert torch.equal(shifted(image, 1 - window[0], 1 - window[1], -0.6), result)
     assert (moved == -0.6).any()
+
+
+def sampled(image, at):
+    """One image of one channel: each pixel from the place at(down, right) from the centre, bilinear."""
+    height, width = image.shape
+    result = torch.empty_like(image)
+    for i in range(height):
+        for j in range(width):
+            y, x = at(i - (height - 1) / 2, j - (width - 1) / 2)
+            y = min(max(y + (height - 1) / 2, 0), height - 1)
+            x = min(max(x + (width - 1) / 2, 0), width - 1)
+            top, left = min(int(y), height - 2), min(int(x), width - 2)
+            p, q = y - top, x - left
+            rows = image[top : top + 2, left : left + 2]
+            result[i, j] = (1 - p) * ((1 - q) * rows[0, 0] + q * rows[0, 1]) + p * (
+                (1 - q) * rows[1, 0] + q * rows[1, 1]
+            )
+    return result
+
+
+def test_images_are_turned_stretched_and_moved():
+    x = torch.rand(20, 1, 7, 5, generator=torch.Generator().manual_seed(0))
+    amounts = torch.rand(5, 20, generator=torch.Generator().manual_seed(1)).double() * 2 - 1
+    before, found = x.clone(), ff.Affine(30, 0.2, 1.5)(x, torch.Generator().manual_seed(1))
+    for image, result, (turn, tall, wide, right, down) in zip(x, found, amounts.T.tolist(), strict=True):
+        a = math.radians(30 * turn)
+
+        def at(v, u, a=a, tall=tall, wide=wide, right=right, down=down):
+            v, u = (1 + 0.2 * tall) * v, (1 + 0.2 * wide) * u
+            return (
+                math.sin(a) * u + math.cos(a) * v + 1.5 * down,
+                math.cos(a) * u - math.sin(a) * v + 1.5 * right,
+            )
+
+        assert torch.allclose(sampled(image[0].double(), at).float(), result[0], atol=2e-5)
+    assert torch.equal(x, before)
+    flat = ff.Affine(30, 0.2, 1.5, (1, 7, 5))(x.flatten(1), torch.Generator().manual_seed(1))
+    assert torch.equal(flat, found.flatten(1))
+    both = ff.Affine(30, 0.2, 1.5)(x.expand(-1, 2, -1, -1), torch.Generator().manual_seed(1))
+    assert torch.equal(both, found.expand(-1, 2, -1, -1))
+    assert torch.allclose(ff.Affine()(x, torch.Generator()), x, atol=1e-6)
+    for dtype in (torch.bfloat16, torch.float64):
+        other = ff.Affine(30, 0.2, 1.5)(x.to(dtype), torch.Generator().manual_seed(1))
+        assert other.dtype == dtype
+        assert torch.allclose(other.float(), found, atol=2e-2)
+
+
+def test_affine_arguments():
+    for name, bad in (("degrees", -1), ("scale", 1.0), ("pixels", float("nan"))):
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            ff.Affine(**{name: bad})
+    with pytest.raises(ValueError, match="image_shape must be given to Affine"):
+        ff.Affine(1)(torch.rand(2, 20), torch.Generator())
+    with pytest.raises(TypeError, match=r"floats for Affine, got torch\.uint8"):
+        ff.Affine(1)(torch.zeros(2, 1, 4, 5, dtype=torch.uint8), torch.Generator())
 
 
 def test_standardize():

@@ -77,7 +77,7 @@ VARIANTS = {
         "standardize": (0.4, 0.3), "label_strength": 2.0, "shift": 1, "negatives": "permuted", "negatives_once": True,
         "mode": "greedy", "epochs": 2,
     },
-    "adamw, one layer": {"optimizer": "adamw", "weight_decay": 0.1, "hidden": (5,)},
+    "adamw, one layer, affine": {"affine": (10.0, 0.1, 1.0), "optimizer": "adamw", "weight_decay": 0.1, "hidden": (5,)},
 }  # fmt: skip
 
 

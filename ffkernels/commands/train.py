@@ -262,6 +262,8 @@ def add_train(commands: Any) -> argparse.ArgumentParser:
     flag(g, "--standardize", "subtract MEAN from every pixel in [0, 1], then divide by STD", type=float, nargs="*",
          metavar=("MEAN", "STD"), shown="pixels as they are")  # fmt: skip
     flag(g, "--shift", "move each image by up to so many pixels every time, at random", type=int, metavar="PIXELS")
+    flag(g, "--affine", "turn each image by up to DEGREES, stretch it by up to SHARE and move it by up to PIXELS every "
+         "time, at random", type=float, nargs="*", metavar=("DEGREES", "SHARE PIXELS"), shown="none")  # fmt: skip
 
     g = p.add_argument_group("network")
     flag(g, "--hidden", "width of each layer", type=int, nargs="+", metavar="N")
