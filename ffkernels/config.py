@@ -174,7 +174,7 @@ class TrainConfig:
         checks.count("shift", self.shift, 0, 2**15, "the largest move in pixels")
         if len(self.affine) not in (0, 3):
             raise ValueError(f"affine must hold degrees, a share and pixels, or nothing, got {self.affine}")
-        Affine(*self.affine)
+        self.build_augment((1, 1, 1))  # checks affine
         if self.shift and self.affine:
             raise ValueError(f"shift must be 0 with affine, which has a move of its own, got {self.shift}")
         if self.precision is not None:
@@ -336,7 +336,8 @@ class TrainConfig:
 
     def build_augment(self, image_shape: tuple[int, int, int]) -> Shift | Affine | None:
         if self.affine:
-            return Affine(*self.affine, image_shape=image_shape)
+            degrees, scale, pixels = self.affine
+            return Affine(degrees, scale, pixels, image_shape)
         black = self.pixels(torch.zeros(())).item()  # in the units of the images
         return Shift(self.shift, image_shape, black) if self.shift else None
 
