@@ -151,7 +151,7 @@ def main(folder, names):
             torch.save({"state": state, "records": records, "stages": stages}, folder / f"{name}.pt")
     # steps of one's own loop: the ranks' parts differ in size, and one has none
     for kind, arguments in (("data", {}), ("pipeline", {"micro_batches": 2})):
-        model, losses = model_of(kind, make(), groups[4], None, arguments), []
+        model, losses = model_of(kind, make(peer=0.1), groups[4], None, arguments), []
         for step in range(3):
             pos, neg = rows_of(step)
             if kind == "data":

@@ -93,7 +93,8 @@ def test_arguments():
 
 def make_net(**options):
     torch.manual_seed(0)
-    layers = [ff.FFLinear(k, n, dtype=torch.float64, temperature=2.0) for k, n in ((12, 7), (7, 5), (5, 6))]
+    sizes = ((12, 7, 2.0), (7, 5, 3.0), (5, 6, 1.5))
+    layers = [ff.FFLinear(k, n, dtype=torch.float64, temperature=t) for k, n, t in sizes]
     return ff.FFNet(layers, num_classes=3, head=make_head(), **options)
 
 
@@ -107,7 +108,8 @@ def expected_scores(net, x, by, layers):
     g = torch.stack([net.goodness(ff.overlay(x, torch.full((len(x),), c), 3)) for c in range(3)], 2)[layers]
     sign = -1 if net.minimize else 1
     if by == "both":
-        return log_p + (sign * g.mean(0) / 2).log_softmax(1)
+        temperatures = g.new_tensor([net.stack[i].temperature for i in layers])[:, None, None]
+        return log_p + (sign * (g / temperatures).mean(0)).log_softmax(1)
     return log_p if by == "head" else sign * g.sum(0)
 
 

@@ -64,11 +64,13 @@ def test_hard_labels_are_as_likely_as_the_head_finds_them():
         assert chi_square < 16.3  # the 99.9 % quantile with 3 degrees of freedom
 
 
-def test_hard_labels_with_draws_at_the_ends_of_the_interval(monkeypatch):
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_hard_labels_with_draws_at_the_ends_of_the_interval(monkeypatch, backend):
     labels, logits = torch.tensor([0, 3, 1]), torch.zeros(3, 4)
     for value, expected in ((0.0, [1, 0, 0]), (1 - 2**-24, [3, 2, 3])):
         monkeypatch.setattr(torch, "rand", lambda n, generator, value=value: torch.full((n,), value))
-        assert ff.HardLabels()(labels, 4, generator(), logits).tolist() == expected
+        with ff.use_backend(backend):
+            assert ff.HardLabels()(labels, 4, generator(), logits).tolist() == expected
 
 
 def test_hard_labels_need_a_head():

@@ -43,6 +43,16 @@ def test_one_rank_is_one_process(group, kind):
         assert torch.allclose(t, theirs.state_dict()[name], rtol=1e-9, atol=1e-12), name
 
 
+def test_low_precision_gradients_of_micro_batches_are_weighted_after_they_are_made(group):
+    low = {"dtype": torch.bfloat16, "optimizer": "sgd"}
+    ours, theirs, start = (ranks_train.make(**low) for _ in range(3))
+    ranks_train.fit(PipelineFF(ours, micro_batches=3), {"epochs": 1})
+    ranks_train.fit(theirs, {"epochs": 1})
+    for mine, other, before in zip(ours.stack, theirs.stack, start.stack, strict=True):
+        moved, apart = (mine.weight - before.weight).norm(), (mine.weight - other.weight).norm()
+        assert apart < 0.1 * moved
+
+
 def head():
     return ff.SoftmaxHead([5], 3, optimizer=ff.SGD(lr=0.1))
 
@@ -94,6 +104,7 @@ def test_bad_arguments(group, kind, options, error, message):
         ({"loss": ff.Hinge()}, TypeError, r"loss is for FFNet\.fit in one process"),
         ({"negatives": ff.HardLabels()}, TypeError, r"negatives is for FFNet\.fit in one process"),
         ({"augment": lambda x, g: x}, TypeError, r"augment is for FFNet\.fit in one process"),
+        ({"selection": ff.HardInputs()}, TypeError, r"selection is for FFNet\.fit in one process"),
         ({"spool_dir": "spool"}, TypeError, r"spool_dir is for FFNet\.fit in one process"),
         ({"epochs": 0}, ValueError, "epochs must be in .* got 0"),
         ({"mode": "layerwise"}, ValueError, "mode must be one of .*'greedy'.* got 'layerwise'"),

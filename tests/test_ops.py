@@ -290,6 +290,17 @@ def test_logistic_loss_is_finite_for_every_finite_goodness(dtype, temperature, d
     assert coef.tolist() == pytest.approx(expected, rel=rounding, abs=1e-30)
 
 
+@cases.each_op_on_backends(ops=("ff_network_step_",), dtypes=(torch.float32,))
+def test_peer_means_stay_where_no_row_is_positive(op, target):
+    given = arguments(op, target, (33, 23, 11))
+    given["sign"] = -torch.ones_like(given["sign"])
+    means = [record.peer_mean for record in given["layers"] if record.peer]
+    before = [mean.clone() for mean in means]
+    ff.ff_network_step_(**given)
+    assert means
+    assert all(torch.equal(mean, old) for mean, old in zip(means, before, strict=True))
+
+
 @cases.on_backends("ff_step_", dtypes=(torch.float16, torch.bfloat16))
 def test_small_coefficients_do_not_underflow(target):
     """Over many rows c is about 1 / (N M): y c vanishes in fp16 unless it is scaled."""

@@ -243,7 +243,9 @@ def test_more_epochs_where_that_is_the_same_run(tmp_path, dataset):
         assert RunFolder.open(folder.path).config.epochs == 4
 
 
-def test_a_run_with_an_average_predicts_by_it(tmp_path, dataset):
+def test_a_run_with_an_average_predicts_by_it(tmp_path, dataset, monkeypatch):
+    pictured = []
+    monkeypatch.setattr(plots, "goodness_histograms", lambda path, positive, *args, **kwargs: pictured.append(positive))
     folder = RunFolder.create(tmp_path, dataclasses.replace(CONFIG, average=0.9, validate_every=3), dataset)
     result = train(folder, dataset)
     weights = checkpoint.load_latest(tmp_path)["net"]
@@ -251,6 +253,8 @@ def test_a_run_with_an_average_predicts_by_it(tmp_path, dataset):
     assert torch.equal(net.layers[0].weight, weights["average.layers_0_weight"])
     assert not torch.equal(net.layers[0].weight, weights["layers.0.weight"])
     assert result["test_error"] == 100 * (net.predict(dataset.x_test) != dataset.y_test).double().mean().item()
+    own = net.label_goodness(dataset.x_test, dataset.y_test[:, None])[:, :, 0]
+    assert torch.allclose(pictured[0], own)  # a mean error of a few rows may be the same by chance
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [r["error"] is None for r in lines] == [True, True, False, False]
     assert lines[-1]["error"] == result["test_error"]
@@ -308,12 +312,14 @@ def figure_of(monkeypatch, draw):
 
 
 def test_histograms_hold_every_row_and_the_threshold(monkeypatch):
-    positive, negative = torch.tensor([[3.0, 4.0, 5.0, 1.0]]), torch.tensor([[0.0, 1.0, 4.0, 0.5]])
+    positive, negative = torch.tensor([[3.0, 4.0, 5.0, 1.0]] * 2), torch.tensor([[0.0, 1.0, 4.0, 0.5]] * 2)
     figure = figure_of(
         monkeypatch,
-        lambda: plots.goodness_histograms("g.png", positive, negative, [2.0], title="t", unit="mean of squares"),
+        lambda: plots.goodness_histograms("g.png", positive, negative, [2.0, 3.5], title="t", unit="mean of squares"),
     )
-    (axes,) = figure.axes
+    axes, second = figure.axes
+    assert second.lines[0].get_xdata()[0] == 3.5
+    assert second.get_title() == "Layer 2: above threshold 50.0% pos., 25.0% neg."
     assert sum(bar.get_height() for bar in axes.patches) == 8
     assert axes.lines[0].get_xdata()[0] == 2.0
     assert axes.get_title() == "Layer 1: above threshold 75.0% pos., 25.0% neg."

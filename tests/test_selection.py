@@ -72,6 +72,23 @@ def test_the_layers_learn_from_the_selected_inputs_and_the_head_from_all():
     assert same_bits(dict(twin.named_parameters()), dict(ours.named_parameters()))
 
 
+def test_negatives_drawn_once_stay_with_the_inputs_that_are_selected(monkeypatch):
+    once, seen, step = ff.DrawnOnce(ff.UniformLabels()), [], ff.FFNet.label_step
+    wrong = once.draw(LABELS, 3, 6)
+    place = {tuple(image.tolist()): i for i, image in enumerate(X)}
+
+    def watch(net, x, labels, negatives, **options):
+        rows = [place[tuple(image.tolist())] for image in x]
+        assert torch.equal(labels, LABELS[rows])
+        assert torch.equal(negatives, wrong[rows])
+        seen.extend(rows)
+        return step(net, x, labels, negatives, **options)
+
+    monkeypatch.setattr(ff.FFNet, "label_step", watch)
+    fit(make_full(), selection=ff.HardInputs(0.4), negatives=once, epochs=2, batch_size=16, seed=6)
+    assert 10 < len(set(seen)) < len(seen) < len(X)
+
+
 def test_selection_is_repeated_and_the_seed_counts():
     nets = [make_full() for _ in range(3)]
     for net, seed in zip(nets, (4, 4, 5), strict=True):

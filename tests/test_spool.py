@@ -166,6 +166,26 @@ def test_files_of_other_weights_are_not_used(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_a_training_that_goes_on_uses_no_files_of_other_weights(tmp_path):
+    whole, saved, history = make(), {}, []
+    fit(whole)
+
+    def kill(net, records):
+        if len(records) == 4:
+            saved.update({name: t.clone() for name, t in net.state_dict().items()})
+            history[:] = records
+            raise Killed
+
+    for seed, folder in ((4, "ours"), (9, "theirs")):
+        with pytest.raises(Killed):
+            fit(make(), spool_dir=tmp_path / folder, seed=seed, callbacks=[kill])
+        if folder == "ours":
+            ours, records = make(), list(history)
+            ours.load_state_dict(saved)
+    fit(ours, spool_dir=tmp_path / "theirs", history=records)
+    same(ours, whole)
+
+
 def test_layers_without_memory(tmp_path):
     net = make(device="meta")
     fit(net, spool_dir=tmp_path)

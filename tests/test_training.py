@@ -186,6 +186,7 @@ def test_a_loader_is_used_in_its_own_order():
     assert same_bits(state(ours), state(theirs))
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this process may use cores
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_data_loader(workers):
     loader = DataLoader(
@@ -245,6 +246,12 @@ def test_means_are_over_rows_not_batches():
     g, sign = torch.cat([positive, negative], 1), torch.cat([torch.ones(50), -torch.ones(50)])
     expected = [ff.logistic_loss(each, sign)[0].item() for each in g]
     assert record["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_every_seed_epoch_and_purpose_has_random_numbers_of_its_own():
+    keys = [(s, e, p) for s in (0, 1) for e in (1, 2) for p in ("order", "negatives")]
+    numbers = {tuple(torch.rand(3, generator=Draws(seed, epoch)[purpose]).tolist()) for seed, epoch, purpose in keys}
+    assert len(numbers) == len(keys)
 
 
 def test_negatives_are_drawn_anew_every_epoch():
