@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gzip
 import hashlib
 import importlib
@@ -18,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from .checkpoint import bytes_of
 
 MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/")
 MNIST_SHA256 = {
@@ -59,7 +60,7 @@ class Dataset:
         for t in (self.x_train, self.y_train, self.x_test, self.y_test):
             t = t.contiguous()
             digest.update(f"{t.dtype} {tuple(t.shape)}".encode())
-            digest.update((ctypes.c_char * t.nbytes).from_address(t.data_ptr()))  # numpy may not be there
+            digest.update(bytes_of(t))
         return digest.hexdigest()
 
 

@@ -112,6 +112,7 @@ def goodness_histograms(
         axes.set_title(f"Layer {i + 1}: above threshold {right:.1%} pos., {wrong:.1%} neg.", fontsize=10)
         axes.set_xlabel(f"goodness g ({unit})")
         axes.set_ylabel("test rows")
+        axes.margins(y=0.4)  # so that the legend covers no bar
         axes.legend(fontsize=8, loc="upper right")
     _write(figure, path)
 

@@ -144,8 +144,13 @@ def test_sdist_builds_into_a_wheel(source, tmp_path):
     unpacked = tmp_path / "unpacked"
     shutil.unpack_archive(sdist, unpacked)
     (folder,) = unpacked.iterdir()
-    for path in (ROOT / "csrc").rglob("*"):
-        assert (folder / path.relative_to(ROOT)).exists()
+    # what the README's commands, the documents and the tests need
+    missing = {path.name for path in source.iterdir()} - {path.name for path in folder.iterdir()}
+    assert missing == set()
+    for name in ("csrc", "tests", "docs", "examples", "bench"):
+        assert {p.relative_to(source) for p in (source / name).rglob("*")} <= {
+            p.relative_to(folder) for p in folder.rglob("*")
+        }
     wheel = build_wheel(ROOT, tmp_path, "--no-build-isolation", requirement=str(sdist), FFKERNELS_BUILD="cpu")
     assert "ffkernels/_C.abi3.so" in contents(wheel)
 

@@ -21,7 +21,8 @@ from .stage import Links, Micro, Rows, Stage
 
 COMPRESSION = ("none", "bf16")
 UPDATES = ("batch", "microbatch")
-ALONE = ("head_epochs", "optimizer", "loss", "negatives", "augment", "spool_dir", "device")  # options of FFNet.fit
+# options of FFNet.fit
+ALONE = ("head_epochs", "optimizer", "loss", "negatives", "selection", "augment", "spool_dir", "device")
 
 
 class ParallelStep(NamedTuple):
