@@ -42,7 +42,8 @@ inline void check_place(const Tensor& t, const char* name, Place place) {
 }
 
 inline int64_t width_of(ScalarType dtype) {
-  return dtype == ScalarType::Long ? 8 : dtype == ScalarType::BFloat16 || dtype == ScalarType::Half ? 2 : 4;
+  if (dtype == ScalarType::Long || dtype == ScalarType::Double) return 8;
+  return dtype == ScalarType::BFloat16 || dtype == ScalarType::Half ? 2 : 4;
 }
 
 inline void check_size(const Tensor& t, const char* name, int64_t dim, int64_t size) {

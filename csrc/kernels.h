@@ -24,7 +24,10 @@ using LabelForward = Three(const LayerArguments& layer, const Tensor& labels, in
                            bool return_p);
 using LabelStep = Three(const LayerArguments& layer, const LabelPair& labels, const LossArguments& loss,
                         const FlatOptimizer& optimizer);
+using NetworkForward = std::tuple<std::vector<Tensor>, Tensor>(const NetworkForwardArguments& network);
 using HeadStep = Two(const HeadArguments& head);
+using DrawHardInputs = Tensor(const Tensor& logits, const Tensor& labels, const Tensor& draws, double floor,
+                              int64_t count);
 using DrawOtherLabels = Tensor(const Tensor& logits, const Tensor& labels, const Tensor& draws);
 
 namespace cpu {
@@ -35,10 +38,12 @@ Update ff_update_;
 ApplyGradient apply_gradient_;
 Step ff_step_;
 NetworkStep ff_network_step_;
+NetworkForward ff_network_forward;
 LabelForward ff_label_forward;
 LabelStep ff_label_step_;
 HeadStep ff_head_step_;
 DrawOtherLabels draw_other_labels;
+DrawHardInputs draw_hard_inputs;
 
 }  // namespace cpu
 

@@ -1,6 +1,8 @@
 // The arguments of the ops on one layer, in groups that several of them share. What they mean is in ffkernels/ops.py.
 #pragma once
 
+#include <cmath>
+
 #include "optimizer_arguments.h"
 
 namespace ffkernels {
@@ -62,6 +64,12 @@ Enum parse_activation(const std::string& value) {
 template <typename Enum>
 Enum parse_precision(const std::string& value) {
   return parse<Enum, 3>(value, "precision", {"highest", "high", "medium"});
+}
+
+// A finite number >= low, or > low.
+inline void check_number(double value, const char* name, double low, bool above = false) {
+  STD_TORCH_CHECK(std::isfinite(value) && (above ? value > low : value >= low), name, ": must be finite and ",
+                  above ? "> " : ">= ", low);
 }
 
 inline void check_num_classes(int64_t num_classes, int64_t depth) {

@@ -44,6 +44,19 @@ struct NetworkLayer {
   double dropout;
 };
 
+// Of ff_network_forward, in the order of the schema.
+struct NetworkForwardArguments {
+  const Tensor& x;
+  const std::optional<Tensor>& x_sqnorm;
+  int64_t num_classes;  // columns that carry the neutral label; 0: none
+  double strength;
+  const std::vector<Tensor>&weights, &biases;  // biases: of the layers that have any, in their order
+  const std::vector<bool>& has_bias;
+  const std::vector<std::string>& normalize;
+  const std::vector<double>& eps;
+  const std::vector<std::string>&activations, &precisions;
+};
+
 inline std::vector<NetworkLayer> layers_of(const NetworkArguments& n) {
   const size_t count = n.weights.size();
   const auto check_count = [&](size_t size) {

@@ -114,6 +114,14 @@ Three label_step(const Tensor& x, const Tensor& labels_pos, const Tensor& labels
                 {optimizer, state, lr, hyper});
 }
 
+std::tuple<Tensors, Tensor> network_forward(const Tensor& x, const OptionalTensor& x_sqnorm, int64_t num_classes,
+                                            double strength, const Tensors& weights, const Tensors& biases,
+                                            const std::vector<bool>& has_bias, const Names& normalize,
+                                            const Numbers& eps, const Names& activations, const Names& precisions) {
+  return cpu::ff_network_forward(
+      {x, x_sqnorm, num_classes, strength, weights, biases, has_bias, normalize, eps, activations, precisions});
+}
+
 Two head_step(const Tensors& ys, const Tensors& sqnorms, const Tensor& labels, const Tensors& weights,
               const Tensors& states, const Name& optimizer, const OptionalTensor& lr, const Numbers& hyper,
               double eps) {
@@ -146,10 +154,12 @@ STABLE_TORCH_LIBRARY_IMPL(ffkernels, CPU, m) {
   m.impl("apply_gradient_.cpu", TORCH_BOX(&apply_gradient<&cpu::apply_gradient_>));
   m.impl("ff_step_.cpu", TORCH_BOX(&step<&cpu::ff_step_>));
   m.impl("ff_network_step_.cpu", TORCH_BOX(&network_step<&cpu::ff_network_step_>));
+  m.impl("ff_network_forward.cpu", TORCH_BOX(&network_forward));
   m.impl("ff_label_forward.cpu", TORCH_BOX(&label_forward<&cpu::ff_label_forward>));
   m.impl("ff_label_step_.cpu", TORCH_BOX(&label_step<&cpu::ff_label_step_>));
   m.impl("ff_head_step_.cpu", TORCH_BOX(&head_step));
   m.impl("draw_other_labels.cpu", TORCH_BOX(&cpu::draw_other_labels));
+  m.impl("draw_hard_inputs.cpu", TORCH_BOX(&cpu::draw_hard_inputs));
 }
 
 #ifdef FFKERNELS_WITH_CUDA

@@ -9,17 +9,9 @@ from .labels import neutral, overlay, wrong_labels
 from .layer import FFLinear, LayerStep
 from .loss import Hinge, Logistic, Loss, PairSoftplus, SymBa, logistic_loss
 from .negatives import DrawnOnce, HardLabels, Negatives, PermutedLabels, UniformLabels
+from .network import FFLayer, ff_network_forward, ff_network_step_
 from .nn import FFNet, NetStep
-from .ops import (
-    FFLayer,
-    ff_forward,
-    ff_grad,
-    ff_label_forward,
-    ff_label_step_,
-    ff_network_step_,
-    ff_step_,
-    ff_update_,
-)
+from .ops import ff_forward, ff_grad, ff_label_forward, ff_label_step_, ff_step_, ff_update_
 from .optim import SGD, Adam, AdamW, HintonSGD, Optimizer
 from .receptive import ReceptiveFields
 from .recurrent import RecurrentFFNet
@@ -69,6 +61,7 @@ __all__ = [
     "ff_grad",
     "ff_label_forward",
     "ff_label_step_",
+    "ff_network_forward",
     "ff_network_step_",
     "ff_step_",
     "ff_update_",

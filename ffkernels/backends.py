@@ -105,7 +105,8 @@ for _op in _OPS:
     bf16 = () if triton_device.interpreting() else (torch.bfloat16,)
     register("triton", _op, devices=("cuda",), dtypes=(torch.float32, torch.float16, *bf16))
     register("cuda", _op, devices=("cuda",), dtypes=(torch.float32, torch.bfloat16, torch.float16))
-for _op in ("ff_head_step_", "draw_other_labels"):
+register("cpu", "ff_network_forward", devices=("cpu",), dtypes=(torch.float32, torch.bfloat16))
+for _op in ("ff_head_step_", "draw_other_labels", "draw_hard_inputs"):
     register("cpu", _op, devices=("cpu",), dtypes=(torch.float32,))
 
 
@@ -223,11 +224,11 @@ def has_kernel(op: str, x: Tensor) -> bool:
 
 
 def _overload(op: str, backend: str) -> Callable:
-    from .ops import _ENTRY_CHECKS
+    from .ops import _ENTRY_CHECKS, _check
 
     overload = getattr(getattr(torch.ops.ffkernels, op), backend)
     if op == "ff_network_step_" and backend != "cuda":
-        return minibatches.one_by_one(overload, _ENTRY_CHECKS[op])
+        return minibatches.one_by_one(overload, functools.partial(_check, op))
     if backend != "cuda" or os.environ.get("FFKERNELS_CHECK") != "1":
         return overload
 

@@ -1,8 +1,9 @@
 """Argument checks of the ops. Each raises an error that names the argument, what was given and what is allowed.
 
-Shapes, dtypes, devices and options are checked on every call: those of the layer before the kernel is called, those of
-the optimizer's state and of memory that overlaps by the kernel's own entry (in C++ they cost nothing). Values inside
-tensors (signs, labels) are checked by the kernels on CPU; on a GPU only with FFKERNELS_CHECK=1, because looking would
+Shapes, dtypes, devices and options are checked on every call. The kernels for CPU tensors do it themselves, in C++,
+where it costs nothing, and refuse in few words; what is here then runs to say in full what is wrong (`ops._call`).
+Before every call run only the checks of what a kernel cannot see: numbers that are none, tensors that require grad.
+Values inside tensors (signs, labels) are checked on CPU; on a GPU only with FFKERNELS_CHECK=1, because looking would
 stall the stream.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -22,7 +24,7 @@ ACTIVATIONS = ("relu", "leaky_relu", "gelu", "silu", "tanh")
 GOODNESS = ("sum", "mean")
 PRECISIONS = ("highest", "high", "medium")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_PLAIN = (Tensor, torch.nn.Parameter)
+PLAIN = (Tensor, torch.nn.Parameter)
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -38,6 +40,13 @@ def number(name: str, value: object, low: float = -math.inf, *, above: bool = Fa
     if not (-math.inf < value < math.inf and (value > low if above else value >= low)):
         bound = "" if low == -math.inf else f" and {'>' if above else '>='} {low:g}"
         raise ValueError(f"{name} must be finite{bound}, got {value!r}")
+
+
+def plain_numbers(**options: object) -> None:
+    """What a kernel cannot see, since its arguments are floats by then: that a value was no number."""
+    for name, value in options.items():
+        if type(value) is not float:
+            number(name, value)
 
 
 def share(name: str, value: object) -> None:
@@ -71,14 +80,21 @@ def precision(value: str | None) -> str:
     return value
 
 
-def no_grad(op: str, **tensors: Tensor | None) -> None:
+def no_grad(op: str, state: Mapping[str, object] | None = None, **tensors: object) -> None:
     """The ops have no autograd: a tensor that expects a gradient through them is a mistake to name, not to ignore."""
     for name, t in tensors.items():
-        if t is not None and t.requires_grad:
-            raise RuntimeError(
-                f"{op}: {name} requires grad, but ffkernels ops have no autograd; "
-                f"call it under torch.no_grad() or pass {name}.detach()"
-            )
+        if isinstance(t, Tensor) and t.requires_grad:
+            _refuse_grad(op, name)
+    for name, t in state.items() if state else ():
+        if isinstance(t, Tensor) and t.requires_grad:
+            _refuse_grad(op, f"state[{name!r}]")
+
+
+def _refuse_grad(op: str, name: str) -> NoReturn:
+    raise RuntimeError(
+        f"{op}: {name} requires grad, but ffkernels ops have no autograd; "
+        f"call it under torch.no_grad() or pass {name}.detach()"
+    )
 
 
 def matrix(name: str, t: Tensor) -> None:
@@ -235,33 +251,47 @@ def labels(name: str, t: Tensor, x: Tensor, dims: int, several: bool = False) ->
         raise ValueError(f"{name} must be on {x.device} as x is, got {t.device}")
 
 
-def flat_state(
-    op: str,
-    optimizer: object,
-    state: Mapping[str, Tensor],
-    weight: Tensor,  # (N, K)
-    bias: Tensor | None,  # (N,)
-) -> list[Tensor]:
-    """The state's tensors in the ops' order; like lr, they require no grad.
+def as_labels(name: str, t: Tensor, x: Tensor, dims: int, several: bool = False) -> Tensor:
+    """The labels as the kernels take them, int64; looked at here only where they are something else."""
+    if isinstance(t, Tensor) and t.dtype == torch.int64:
+        return t
+    labels(name, t, x, dims, several)
+    return t.long()
 
-    "meta" is looked at here, not by the kernels: one such tensor makes the call run the fake kernel instead.
-    """
+
+def label_options(num_classes: object, strength: object, x: Tensor) -> None:
+    count("num_classes", num_classes, 1, x.shape[-1], "labels are written over the first columns of x (B, K)")
+    number("strength", strength)
+
+
+def plain_label_options(num_classes: object, strength: object, x: Tensor) -> None:
+    """As plain_numbers."""
+    if type(num_classes) is not int or type(strength) is not float:
+        label_options(num_classes, strength, x)
+
+
+def flat_state(optimizer: object, state: Mapping[str, Tensor], bias: Tensor | None) -> list[Tensor]:
+    """The state's tensors in the ops' order."""
     if not isinstance(optimizer, _Base):
         raise TypeError(f"optimizer must be ffkernels.SGD, Adam, AdamW or HintonSGD, got {type(optimizer).__name__}")
-    tensors = optimizer.flatten(state, bias is not None)
-    grad_mode = torch.is_grad_enabled()
-    if isinstance(optimizer.lr, Tensor):
-        lr_device(optimizer.lr, weight)
-        if grad_mode:
-            no_grad(op, lr=optimizer.lr)
-    for name, t in zip(optimizer.state_names(bias is not None), tensors, strict=True):
+    return optimizer.flatten(state, bias is not None)
+
+
+def given_state(
+    state: Sequence[Tensor],
+    optimizer: str,
+    lr: Tensor | None,
+    weight: Tensor,  # (N, K)
+    bias: Tensor | None,  # (N,)
+) -> None:
+    """A flat state's types; the rest is left to state_tensors."""
+    if lr is not None:
+        lr_device(lr, weight)
+    for name, t in zip(state_names(optimizer, len(state), bias is not None), state, strict=True):
         if not isinstance(t, Tensor):
             raise TypeError(f"state[{name!r}] must be a tensor, got {type(t).__name__}")
         if t.is_meta is not weight.is_meta:
             raise ValueError(f"state[{name!r}] must be on {weight.device} as weight is, got {t.device}")
-        if grad_mode and t.requires_grad:
-            no_grad(op, **{f"state[{name!r}]": t})
-    return tensors
 
 
 def lr_device(lr: Tensor, weight: Tensor) -> None:
@@ -294,7 +324,7 @@ def targets(written: Sequence[Tensor], read: Sequence[Tensor | None]) -> None:
 
     ``written``: weight, bias (if any), then the state's tensors.
     """
-    if torch.compiler.is_compiling() or type(written[0]) not in _PLAIN or written[0].is_meta:
+    if torch.compiler.is_compiling() or type(written[0]) not in PLAIN or written[0].is_meta:
         return  # traced tensors have no addresses; the kernels look again
     spans = []
     for t in written:

@@ -87,15 +87,18 @@ class SoftmaxHead(nn.Module):
         labels: Tensor,  # (B,)
     ) -> tuple[Tensor, Tensor]:  # logits (B, C) from before the update, loss ()
         """One step down the mean cross entropy."""
-        y = [ys[i].to(self.weights[0].dtype) for i in self.layers]
-        sqnorm = [totals[i].to(y[0].dtype) for i in self.layers]
-        states = [state.tensors() for state in self.states]  # type: ignore[operator]  # they are OptimizerStates
+        # ParameterList and ModuleList make many calls of this
+        weights: list[Tensor] = [*self.weights._parameters.values()]  # type: ignore[list-item]  # none of them is None
+        dtype = weights[0].dtype
+        y = [ys[i] if ys[i].dtype == dtype else ys[i].to(dtype) for i in self.layers]
+        sqnorm = [totals[i] if totals[i].dtype == dtype else totals[i].to(dtype) for i in self.layers]
+        states = [state.tensors() for state in self.states._modules.values()]  # type: ignore[operator]
         if backends.has_kernel("ff_head_step_", y[0]):
-            return ff_head_step_(y, sqnorm, labels, list(self.weights), states, self.optimizer, eps=_EPS)
+            return ff_head_step_(y, sqnorm, labels, weights, states, self.optimizer, eps=_EPS)
         logits = self.logits(ys, totals)
         loss, error = reference.cross_entropy(logits, labels.long())
         half = error.new_full((len(labels),), 0.5)
-        for weight, state, own_y, q in zip(self.weights, states, y, sqnorm, strict=True):
+        for weight, state, own_y, q in zip(weights, states, y, sqnorm, strict=True):
             ops.ff_update_(
                 own_y, error, half, weight, None, state, self.optimizer, x_sqnorm=q, normalize="rms", eps=_EPS,
                 precision="highest",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import backends, checks, reference
-from .ops import _OPTIMIZER_SCHEMA, _call, _define, _lr_tensor
+from .ops import _OPTIMIZER_SCHEMA, _call, _check, _define, _lr_tensor
 from .optim import Optimizer
 
 
@@ -19,10 +19,32 @@ def _fake_head_step_(ys, sqnorms, labels, weights, states, optimizer, lr, hyper,
     return ys[0].new_empty((ys[0].shape[0], weights[0].shape[0])), ys[0].new_empty(())
 
 
+def _states_of(states: Sequence[Tensor], count: int) -> list[Sequence[Tensor]]:
+    each = len(states) // count
+    return [states[each * i : each * (i + 1)] for i in range(count)]
+
+
+def _check_head_step_(ys, sqnorms, labels, weights, states, optimizer, lr, hyper, eps):
+    checks.number("eps", eps, 0.0)
+    checks.matrix("ys[0]", ys[0])
+    first, own = ys[0], zip(ys, sqnorms, weights, _states_of(states, len(weights)), strict=True)
+    for i, (y, sqnorm, weight, state) in enumerate(own):
+        for name, t in ((f"ys[{i}]", y), (f"weights[{i}]", weight)):
+            checks.matrix(name, t)
+            if t.dtype not in (torch.float32, torch.float64):
+                raise TypeError(f"{name} must be torch.float32 or torch.float64, got {t.dtype}")
+            if 0 in t.shape:
+                raise ValueError(f"{name} must not be empty, got {tuple(t.shape)}")
+        checks.like(f"ys[{i}]", y, (len(first), y.shape[1]), "(B, N)", first.dtype, first.device)
+        checks.like(f"weights[{i}]", weight, (len(weights[0]), y.shape[1]), "(C, N)", y.dtype, y.device)
+        checks.per_row(f"sqnorms[{i}]", sqnorm, y)
+        checks.given_state(state, optimizer, lr, weight, None)
+    checks.labels("labels", labels, first, dims=1)
+
+
 def _enter_head_step_(ys, sqnorms, labels, weights, states, optimizer, lr, hyper, eps):
-    each = len(states) // len(weights)
-    for i, weight in enumerate(weights):
-        checks.state_tensors(states[each * i : each * (i + 1)], optimizer, lr, weight, None)
+    for weight, state in zip(weights, _states_of(states, len(weights)), strict=True):
+        checks.state_tensors(state, optimizer, lr, weight, None)
     checks.targets([*weights, *states], (lr, *ys, *sqnorms, labels))
     checks.label_values("labels", labels, weights[0].shape[0])
 
@@ -32,6 +54,7 @@ _define(
     f"(Tensor[] ys, Tensor[] sqnorms, Tensor labels, Tensor(a!)[] weights, Tensor(b!)[] states, {_OPTIMIZER_SCHEMA}, "
     "float eps) -> (Tensor logits, Tensor loss)",
     _fake_head_step_,
+    _check_head_step_,
     _enter_head_step_,
 )
 
@@ -68,26 +91,17 @@ def ff_head_step_(
     if not len(ys) == len(sqnorms) == len(weights) == len(states) > 0:
         given = [len(t) for t in (ys, sqnorms, weights, states)]
         raise ValueError(f"ys, sqnorms, weights and states must be as many, at least one, got {given}")
-    checks.number("eps", eps, 0.0)
+    checks.plain_numbers(eps=eps)
     flat: list[Tensor] = []
-    first = ys[0]
-    for i, (y, sqnorm, weight, state) in enumerate(zip(ys, sqnorms, weights, states, strict=True)):
-        for name, t in ((f"ys[{i}]", y), (f"weights[{i}]", weight)):
-            checks.matrix(name, t)
-            if t.dtype not in (torch.float32, torch.float64):
-                raise TypeError(f"{name} must be torch.float32 or torch.float64, got {t.dtype}")
-            if 0 in t.shape:
-                raise ValueError(f"{name} must not be empty, got {tuple(t.shape)}")
-        checks.like(f"ys[{i}]", y, (len(first), y.shape[1]), "(B, N)", first.dtype, first.device)
-        checks.like(f"weights[{i}]", weight, (len(weights[0]), y.shape[1]), "(C, N)", y.dtype, y.device)
-        checks.per_row(f"sqnorms[{i}]", sqnorm, y)
+    for i, state in enumerate(states):
+        flat += checks.flat_state(optimizer, state, None)
         if torch.is_grad_enabled():
-            checks.no_grad("ff_head_step_", **{f"ys[{i}]": y, f"sqnorms[{i}]": sqnorm, f"weights[{i}]": weight})
-        flat += checks.flat_state("ff_head_step_", optimizer, state, weight, None)
-    checks.labels("labels", labels, first, dims=1)
+            own = {f"ys[{i}]": ys[i], f"sqnorms[{i}]": sqnorms[i], f"weights[{i}]": weights[i], "lr": optimizer.lr}
+            checks.no_grad("ff_head_step_", state, **own)
+    checks.matrix("ys[0]", ys[0])
     return _call(
-        "ff_head_step_", list(ys), list(sqnorms), labels.long(), list(weights), flat, optimizer.kind,
-        _lr_tensor(optimizer), optimizer.hyper, eps,
+        "ff_head_step_", [*ys], [*sqnorms], checks.as_labels("labels", labels, ys[0], dims=1), [*weights], flat,
+        optimizer.kind, _lr_tensor(optimizer), optimizer.hyper, eps,
     )  # fmt: skip
 
 
@@ -95,7 +109,13 @@ def ff_head_step_(
 # draw_other_labels
 
 
-def _enter_draw_other_labels(logits, labels, draws):
+def _check_draw_other_labels(logits, labels, draws):
+    checks.matrix("logits", logits)
+    checks.labels("labels", labels, logits, dims=1)
+    checks.like("draws", draws, (len(logits),), "(B,)", torch.float32, logits.device)
+
+
+def _enter_draw(logits, labels, *rest):
     checks.label_values("labels", labels, logits.shape[1])
 
 
@@ -103,7 +123,8 @@ _define(
     "draw_other_labels",
     "(Tensor logits, Tensor labels, Tensor draws) -> Tensor",
     lambda logits, labels, draws: torch.empty_like(labels, memory_format=torch.contiguous_format),
-    _enter_draw_other_labels,
+    _check_draw_other_labels,
+    _enter_draw,
 )
 
 
@@ -121,8 +142,52 @@ def draw_other_labels(
         draws: float32, uniform in [0, 1).
     """
     checks.matrix("logits", logits)
-    checks.labels("labels", labels, logits, dims=1)
-    checks.like("draws", draws, (len(logits),), "(B,)", torch.float32, logits.device)
+    labels = checks.as_labels("labels", labels, logits, dims=1)
     if not backends.has_kernel("draw_other_labels", logits):
-        return reference.draw_other_labels(logits, labels.long(), draws)
-    return _call("draw_other_labels", logits, labels.long(), draws)
+        _check("draw_other_labels", logits, labels, draws)
+        return reference.draw_other_labels(logits, labels, draws)
+    return _call("draw_other_labels", logits, labels, draws)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# draw_hard_inputs
+
+
+def _check_draw_hard_inputs(logits, labels, draws, floor, count):
+    checks.matrix("logits", logits)
+    checks.labels("labels", labels, logits, dims=1)
+    checks.like("draws", draws, (len(logits),), "(B,)", torch.float64, logits.device)
+    checks.number("floor", floor, 0.0, above=True)
+    checks.count("count", count, 0, len(logits), "rows of logits (B, C)")
+
+
+_define(
+    "draw_hard_inputs",
+    "(Tensor logits, Tensor labels, Tensor draws, float floor, int count) -> Tensor",
+    lambda logits, labels, draws, floor, count: labels.new_empty((count,), dtype=torch.int64),
+    _check_draw_hard_inputs,
+    _enter_draw,
+)
+
+
+def draw_hard_inputs(
+    logits: Tensor,  # (B, C)
+    labels: Tensor,  # (B,)
+    draws: Tensor,  # (B,)
+    floor: float,
+    count: int,
+) -> Tensor:  # (count,) int64, ascending
+    """Different rows, drawn one after the other with probabilities proportional to floor + 1 - softmax(logits)[label].
+
+    Those with the largest log(draw) / (floor + 1 - p), computed in float64 (Efraimidis & Spirakis 2006).
+
+    Args:
+        logits: float32 or float64, of C >= 2 classes. labels: integers in [0, C).
+        draws: float64, uniform in [0, 1). floor: > 0. count: in [0, B].
+    """
+    checks.matrix("logits", logits)
+    labels = checks.as_labels("labels", labels, logits, dims=1)
+    if not backends.has_kernel("draw_hard_inputs", logits):
+        _check("draw_hard_inputs", logits, labels, draws, floor, count)
+        return reference.draw_hard_inputs(logits, labels, draws, floor, count)
+    return _call("draw_hard_inputs", logits, labels, draws, floor, count)

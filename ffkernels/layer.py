@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import checks, ops
+from .network import FFLayer
 from .optim import Adam, Optimizer, state_dtype
 from .peer import START, new_mean, terms
 from .state import OptimizerState
@@ -125,11 +126,14 @@ class FFLinear(nn.Module):
         """E: g = G / E."""
         return self.out_features if self.reduction == "mean" else 1
 
-    def as_layer(self) -> ops.FFLayer:
+    def as_layer(self) -> FFLayer:
         """What the layer holds, as ff_network_step_ takes it."""
-        return ops.FFLayer(
-            self.weight, self.bias, self.state, self.optimizer, self.threshold, self.temperature, self.reduction,
-            self.normalize, self.eps, self.activation, self.precision, self.peer, self.peer_mean, self.dropout,
+        parameters = self._parameters  # every self.weight is a search through three dictionaries
+        return FFLayer(
+            parameters["weight"],  # type: ignore[arg-type]  # it is not None
+            parameters["bias"], self.state, self._optimizer, self.threshold, self.temperature, self.reduction,
+            self.normalize, self.eps, self.activation, self.precision, self.peer, self.peer_mean,
+            self.dropout,
         )  # fmt: skip
 
     def peer_options(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import checks, ops
+from . import checks, network, ops
 from .dropout import dropout as drop
 from .labels import neutral, overlay
 from .layer import FFLinear, join
@@ -118,7 +118,7 @@ class FFNet(nn.Module):
     @property
     def stack(self) -> list[FFLinear]:
         """The layers as a plain list."""
-        return list(self.layers)  # type: ignore[arg-type]  # __init__ has seen to it
+        return [*self.layers._modules.values()]  # type: ignore[list-item]  # __init__ has seen to it
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -209,8 +209,8 @@ class FFNet(nn.Module):
         totals: Tensor,  # (L, M) or (S, L, M): G of each layer
     ) -> Tensor:
         divisors = [layer.divisor for layer in self.stack]
-        if set(divisors) == {1}:
-            return totals
+        if len({*divisors}) == 1:
+            return totals if divisors[0] == 1 else totals / divisors[0]
         return torch.stack([t / each for t, each in zip(totals.unbind(-2), divisors, strict=True)], -2)
 
     def forward(
@@ -245,14 +245,14 @@ class FFNet(nn.Module):
 
         Of the input as it is where no labels are written over it.
         """
-        plain = self.label_strength is None
-        y, sqnorm = self._rows(x) if plain else neutral(x, self._classes(), self._strength()).flatten(1), None
-        ys, totals = [], []
-        for layer in self.stack:
-            y, sqnorm = ops.ff_forward(y, layer.weight, layer.bias, x_sqnorm=sqnorm, **layer.forward_options())
-            ys.append(y)
-            totals.append(sqnorm)
-        return ys, totals
+        checks.inputs("x", x)
+        label: dict[str, Any] = {}
+        if self.label_strength is not None:
+            label = {"num_classes": self._classes(), "strength": self._strength()}
+        if label and x.dim() == 4 and x.shape[1] > 1:  # it stands in every channel, not in the first columns alone
+            x, label = neutral(x, **label), {}
+        ys, totals = network.ff_network_forward(self._rows(x), self.stack, **label)
+        return ys, [*totals.unbind()]
 
     def _check_predict(self, by: str, layers: Sequence[int] | None, candidates: int | None) -> list[int]:
         """The layers that count."""
@@ -353,7 +353,7 @@ class FFNet(nn.Module):
         seed, layers = self._dropout_seed(dropout_seed), [layer.as_layer() for layer in self.stack]
         if seed is not None and layers[0].dropout:  # a net cut out of a larger one
             x, layers[0] = drop(x, layers[0].dropout, seed, 0), replace(layers[0], dropout=0.0)
-        totals, loss = ops.ff_network_step_(x, sign, layers, dropout_seed=seed)
+        totals, loss = network.ff_network_step_(x, sign, layers, dropout_seed=seed)
         g, m = self._g(totals), x_pos.shape[0]
         return NetStep(g[:, :m], g[:, m:], loss)
 
@@ -377,7 +377,7 @@ class FFNet(nn.Module):
             pos, neg = (self.overlay(x, labels) for labels in (labels_pos, labels_neg))
             return self.step(pos, neg, dropout_seed=dropout_seed)
         up_down = (labels_neg, labels_pos) if self.minimize else (labels_pos, labels_neg)
-        totals, loss = ops.ff_network_step_(
+        totals, loss = network.ff_network_step_(
             x if several else self._rows(x), None, self.stack, labels=up_down, num_classes=classes,
             strength=self._strength(), dropout_seed=self._dropout_seed(dropout_seed, len(x) if several else 1),
         )  # fmt: skip

@@ -22,8 +22,7 @@ tensor that requires grad while grad mode is on; a backend that cannot run the o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,35 +34,55 @@ from .optim import Optimizer, state_dtype
 _LIBRARY = torch.library.Library("ffkernels", "DEF")
 
 
+_CHECKS: dict[str, Callable] = {}
 _ENTRY_CHECKS: dict[str, Callable] = {}
 
 
-def _define(op: str, schema: str, fake: Callable, entry_check: Callable = lambda *args: None) -> None:
+def _define(op: str, schema: str, fake: Callable, check: Callable, entry_check: Callable = lambda *args: None) -> None:
     """Register ``op``: its schema for every backend, the fake kernel, the reference, and the choice at run time.
 
-    ``entry_check`` takes the flat arguments and looks at what the public function leaves to the kernel: state, overlaps
-    and values.
+    ``check`` and ``entry_check`` take the flat arguments. The first looks at shapes, dtypes, devices and options, the
+    second at what a traced call cannot see or a GPU is not asked for: overlaps and values.
     """
     compute = getattr(reference, op)
-    _ENTRY_CHECKS[op] = entry_check
+    _CHECKS[op], _ENTRY_CHECKS[op] = check, entry_check
 
     def run_reference(*args: Any) -> Any:
-        entry_check(*args)
+        _check(op, *args)
         return compute(*args)
 
     def run_triton(*args: Any) -> Any:
         from .triton import launch  # imports triton
 
+        if _first(args[0]).is_cpu:  # interpreted; _call has looked at those of a GPU
+            check(*args)
         entry_check(*args)
         return getattr(launch, op)(*args)
 
+    def run_fake(*args: Any) -> Any:
+        _check_one_device(args)
+        return fake(*args)
+
     for overload in ("", *(f".{b}" for b in backends.BACKENDS)):
         _LIBRARY.define(f"{op}{overload}{schema}", tags=torch.Tag.needs_fixed_stride_order)
-        torch.library.register_fake(f"ffkernels::{op}{overload}", fake, lib=_LIBRARY)
+        torch.library.register_fake(f"ffkernels::{op}{overload}", run_fake, lib=_LIBRARY)
     _LIBRARY.impl(f"{op}.reference", run_reference, "CompositeExplicitAutograd")
     _LIBRARY.impl(f"{op}.triton", run_triton, "CompositeExplicitAutograd")
     _LIBRARY.impl(op, lambda *args: backends.kernel(op, _first(args[0]))(*args), "CompositeExplicitAutograd")
     backends.register("reference", op, devices=None, dtypes=backends.ALL_DTYPES)
+
+
+def _check(op: str, *args: Any) -> None:
+    _CHECKS[op](*args)
+    _ENTRY_CHECKS[op](*args)
+
+
+def _check_one_device(args: Sequence[Any]) -> None:
+    """One tensor on "meta" among others makes torch run the fake kernel instead of the real one."""
+    lists = [a if isinstance(a, (list, tuple)) else (a,) for a in args]
+    devices = {t.device for each in lists for t in each if isinstance(t, Tensor)}
+    if len(devices) > 1:
+        raise RuntimeError(f"all tensors must be on one device, got {sorted(map(str, devices))}")
 
 
 def _first(x: Tensor | list[Tensor]) -> Tensor:
@@ -72,15 +91,23 @@ def _first(x: Tensor | list[Tensor]) -> Tensor:
 
 
 def _call(op: str, x: Tensor | list[Tensor], *args: Any) -> Any:
-    """Run ``op`` on the chosen backend; under torch.compile the choice is left to the moment when it runs."""
+    """Run ``op`` on the chosen backend; under torch.compile the choice is left to the moment when it runs.
+
+    Arguments are checked here only where the kernel does not do it. Kernels for CPU tensors see for themselves whether
+    they can run, at no cost, but refuse in few words: then the checks say in full what is wrong.
+    """
     if torch.compiler.is_compiling():
+        _CHECKS[op](x, *args)
         return getattr(torch.ops.ffkernels, op).default(x, *args)
-    kernel = backends.kernel(op, _first(x))
+    first = _first(x)
+    if type(first) not in checks.PLAIN or not first.is_cpu:
+        _CHECKS[op](x, *args)
     try:
-        return kernel(x, *args)
-    except RuntimeError:
-        _ENTRY_CHECKS[op](x, *args)  # a C++ kernel refuses in few words: say in full what is wrong
-        raise
+        return backends.kernel(op, first)(x, *args)
+    except (RuntimeError, TypeError) as error:
+        refusal = error
+    _check(op, x, *args)
+    raise refusal
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -93,11 +120,18 @@ def _fake_forward(x, weight, bias, x_sqnorm, normalize, eps, activation, precisi
     return y, goodness, torch.empty_like(y) if return_p else x.new_empty((0,))
 
 
+def _check_forward(x, weight, bias, x_sqnorm, normalize, eps, activation, precision, return_p):
+    checks.layer(x, weight, bias, normalize, eps, activation)
+    if x_sqnorm is not None:
+        checks.per_row("x_sqnorm", x_sqnorm, x)
+
+
 _define(
     "ff_forward",
     "(Tensor x, Tensor weight, Tensor? bias, Tensor? x_sqnorm, str normalize, float eps, str activation, "
     "str precision, bool return_p) -> (Tensor y, Tensor goodness, Tensor p)",
     _fake_forward,
+    _check_forward,
 )
 
 
@@ -124,9 +158,7 @@ def ff_forward(
     Returns:
         y (M, N) in x's dtype; goodness (M,) in the accumulation dtype; with ``return_p`` also p (M, N) in x's dtype.
     """
-    checks.layer(x, weight, bias, normalize, eps, activation)
-    if x_sqnorm is not None:
-        checks.per_row("x_sqnorm", x_sqnorm, x)
+    checks.plain_numbers(eps=eps)
     if torch.is_grad_enabled():
         checks.no_grad("ff_forward", x=x, weight=weight, bias=bias, x_sqnorm=x_sqnorm)
     wants_p = return_p and activation != "relu"
@@ -149,24 +181,24 @@ def _fake_grad(
     return weight.new_empty(weight.shape), weight.new_empty(bias.shape if bias is not None else (0,))
 
 
-_define(
-    "ff_grad",
-    "(Tensor x, Tensor y, Tensor coef, Tensor weight, Tensor? bias, Tensor? x_sqnorm, str normalize, float eps, "
-    "str activation, Tensor? row_term, Tensor? col_term, str precision) -> (Tensor grad_weight, Tensor grad_bias)",
-    _fake_grad,
-)
-
-
-def _check_gradient(op, x, y, coef, weight, bias, x_sqnorm, normalize, eps, activation, row_term, col_term):
+def _check_grad(
+    x, y, coef, weight, bias, x_sqnorm, normalize, eps, activation, row_term, col_term, precision
+):  # fmt: skip
     checks.layer(x, weight, bias, normalize, eps, activation)
     checks.like("y", y, (x.shape[0], weight.shape[0]), "(M, N)", x.dtype, x.device)
     checks.per_row("coef", coef, x)
     if x_sqnorm is not None:
         checks.per_row("x_sqnorm", x_sqnorm, x)
     checks.peer_terms(row_term, col_term, x, weight, x.shape[0])
-    if torch.is_grad_enabled():
-        checks.no_grad(op, x=x, y=y, coef=coef, weight=weight, bias=bias, x_sqnorm=x_sqnorm, row_term=row_term,
-                       col_term=col_term)  # fmt: skip
+
+
+_define(
+    "ff_grad",
+    "(Tensor x, Tensor y, Tensor coef, Tensor weight, Tensor? bias, Tensor? x_sqnorm, str normalize, float eps, "
+    "str activation, Tensor? row_term, Tensor? col_term, str precision) -> (Tensor grad_weight, Tensor grad_bias)",
+    _fake_grad,
+    _check_grad,
+)
 
 
 def ff_grad(
@@ -195,7 +227,10 @@ def ff_grad(
     Returns:
         grad_weight (N, K) and grad_bias (N,), or None without a bias, in the weight's dtype.
     """
-    _check_gradient("ff_grad", x, y, coef, weight, bias, x_sqnorm, normalize, eps, activation, row_term, col_term)
+    checks.plain_numbers(eps=eps)
+    if torch.is_grad_enabled():
+        checks.no_grad("ff_grad", x=x, y=y, coef=coef, weight=weight, bias=bias, x_sqnorm=x_sqnorm, row_term=row_term,
+                       col_term=col_term)  # fmt: skip
     grad_weight, grad_bias = _call(
         "ff_grad",
         x,
@@ -236,6 +271,16 @@ def _fake_update_(*args):
     return None
 
 
+def _check_update_(
+    x, y, coef, weight, bias, state, optimizer, lr, hyper, x_sqnorm, normalize, eps, activation, row_term, col_term,
+    precision,
+):  # fmt: skip
+    _check_grad(
+        x, y, coef, weight, bias, x_sqnorm, normalize, eps, activation, row_term, col_term, precision
+    )  # fmt: skip
+    checks.given_state(state, optimizer, lr, weight, bias)
+
+
 def _enter_update_(
     x, y, coef, weight, bias, state, optimizer, lr, hyper, x_sqnorm, normalize, eps, activation, row_term, col_term,
     precision,
@@ -249,6 +294,7 @@ _define(
     f"{_OPTIMIZER_SCHEMA}, Tensor? x_sqnorm, str normalize, float eps, str activation, Tensor? row_term, "
     "Tensor? col_term, str precision) -> ()",
     _fake_update_,
+    _check_update_,
     _enter_update_,
 )
 
@@ -277,8 +323,11 @@ def ff_update_(
         optimizer: ffkernels.SGD, Adam, AdamW or HintonSGD.
         The others as for ff_grad. weight, bias and state must be contiguous and share memory with nothing else given.
     """
-    _check_gradient("ff_update_", x, y, coef, weight, bias, x_sqnorm, normalize, eps, activation, row_term, col_term)
-    tensors = checks.flat_state("ff_update_", optimizer, state, weight, bias)
+    checks.plain_numbers(eps=eps)
+    tensors = checks.flat_state(optimizer, state, bias)
+    if torch.is_grad_enabled():
+        checks.no_grad("ff_update_", state, x=x, y=y, coef=coef, weight=weight, bias=bias, x_sqnorm=x_sqnorm,
+                       row_term=row_term, col_term=col_term, lr=optimizer.lr)  # fmt: skip
     _call(
         "ff_update_", x, y, coef, weight, bias, tensors, optimizer.kind, _lr_tensor(optimizer), optimizer.hyper,
         x_sqnorm, normalize, eps, activation, row_term, col_term, checks.precision(precision),
@@ -287,6 +336,25 @@ def ff_update_(
 
 # ---------------------------------------------------------------------------------------------------------------------
 # apply_gradient_
+
+
+def _check_apply_gradient_(weight, bias, state, optimizer, lr, hyper, grad_weight, grad_bias):
+    checks.matrix("weight", weight)
+    if weight.dtype not in checks.DTYPES or 0 in weight.shape:
+        allowed = [str(d) for d in checks.DTYPES]
+        raise ValueError(f"weight must be (N, K) with N, K >= 1 of {allowed}, got {tuple(weight.shape)} {weight.dtype}")
+    (n, k), acc = weight.shape, state_dtype(weight.dtype)
+    checks.like("grad_weight", grad_weight, (n, k), "(N, K)", acc, weight.device)
+    if bias is not None:
+        checks.like("bias", bias, (n,), "(N,)", weight.dtype, weight.device)
+    if (bias is None) != (grad_bias is None):
+        raise ValueError(f"grad_bias must be given with a bias and only then, got {type(grad_bias).__name__}")
+    if grad_bias is not None:
+        checks.like("grad_bias", grad_bias, (n,), "(N,)", acc, weight.device)
+    for name, t in (("grad_weight", grad_weight), ("grad_bias", grad_bias)):
+        if t is not None and not t.is_contiguous():
+            raise ValueError(f"{name} must be contiguous, got strides {t.stride()}")
+    checks.given_state(state, optimizer, lr, weight, bias)
 
 
 def _enter_apply_gradient_(weight, bias, state, optimizer, lr, hyper, grad_weight, grad_bias):
@@ -298,6 +366,7 @@ _define(
     f"(Tensor(a!) weight, Tensor(b!)? bias, Tensor(c!)[] state, {_OPTIMIZER_SCHEMA}, Tensor grad_weight, "
     "Tensor? grad_bias) -> ()",
     _fake_update_,
+    _check_apply_gradient_,
     _enter_apply_gradient_,
 )
 
@@ -318,24 +387,10 @@ def apply_gradient_(
         grad_weight, grad_bias: contiguous, in the accumulation dtype whatever the weight's dtype is.
         The others as for ff_update_.
     """
-    checks.matrix("weight", weight)
-    if weight.dtype not in checks.DTYPES or 0 in weight.shape:
-        allowed = [str(d) for d in checks.DTYPES]
-        raise ValueError(f"weight must be (N, K) with N, K >= 1 of {allowed}, got {tuple(weight.shape)} {weight.dtype}")
-    (n, k), acc = weight.shape, state_dtype(weight.dtype)
-    checks.like("grad_weight", grad_weight, (n, k), "(N, K)", acc, weight.device)
-    if bias is not None:
-        checks.like("bias", bias, (n,), "(N,)", weight.dtype, weight.device)
-    if (bias is None) != (grad_bias is None):
-        raise ValueError(f"grad_bias must be given with a bias and only then, got {type(grad_bias).__name__}")
-    if grad_bias is not None:
-        checks.like("grad_bias", grad_bias, (n,), "(N,)", acc, weight.device)
+    tensors = checks.flat_state(optimizer, state, bias)
     if torch.is_grad_enabled():
-        checks.no_grad("apply_gradient_", weight=weight, bias=bias, grad_weight=grad_weight, grad_bias=grad_bias)
-    for name, t in (("grad_weight", grad_weight), ("grad_bias", grad_bias)):
-        if t is not None and not t.is_contiguous():
-            raise ValueError(f"{name} must be contiguous, got strides {t.stride()}")
-    tensors = checks.flat_state("apply_gradient_", optimizer, state, weight, bias)
+        checks.no_grad("apply_gradient_", state, weight=weight, bias=bias, grad_weight=grad_weight, grad_bias=grad_bias,
+                       lr=optimizer.lr)  # fmt: skip
     _call(
         "apply_gradient_", weight, bias, tensors, optimizer.kind, _lr_tensor(optimizer), optimizer.hyper, grad_weight,
         grad_bias,
@@ -354,6 +409,20 @@ def _fake_step_(
     return y, total, total.new_empty(())
 
 
+def _check_step_(
+    x, sign, weight, bias, state, optimizer, lr, hyper, threshold, temperature, goodness, x_sqnorm, normalize, eps,
+    activation, row_term, col_term, precision,
+):  # fmt: skip
+    checks.layer(x, weight, bias, normalize, eps, activation)
+    checks.non_empty(x)
+    checks.per_row("sign", sign, x)
+    checks.loss_options(threshold, temperature, goodness)
+    if x_sqnorm is not None:
+        checks.per_row("x_sqnorm", x_sqnorm, x)
+    checks.peer_terms(row_term, col_term, x, weight, x.shape[0])
+    checks.given_state(state, optimizer, lr, weight, bias)
+
+
 def _enter_step_(
     x, sign, weight, bias, state, optimizer, lr, hyper, threshold, temperature, goodness, x_sqnorm, normalize, eps,
     activation, row_term, col_term, precision,
@@ -369,6 +438,7 @@ _define(
     "float eps, str activation, Tensor? row_term, Tensor? col_term, str precision) "
     "-> (Tensor y, Tensor goodness, Tensor loss)",
     _fake_step_,
+    _check_step_,
     _enter_step_,
 )
 
@@ -380,10 +450,7 @@ def _sign(sign: Tensor, x: Tensor) -> Tensor:
     if sign.dtype == torch.bool or sign.dtype.is_complex:
         raise TypeError(f"sign must hold the numbers +1 and -1, got {sign.dtype}")
     acc = state_dtype(x.dtype)
-    if sign.dtype != acc:
-        sign = sign.to(acc)
-    checks.per_row("sign", sign, x)
-    return sign
+    return sign if sign.dtype == acc else sign.to(acc)
 
 
 def ff_step_(
@@ -420,218 +487,17 @@ def ff_step_(
         y (M, N) in x's dtype, from before the update; goodness (M,), the plain sum G; loss (), both in the accumulation
         dtype.
     """
-    checks.layer(x, weight, bias, normalize, eps, activation)
-    checks.non_empty(x)
+    checks.matrix("x", x)
     sign = _sign(sign, x)
-    checks.loss_options(threshold, temperature, goodness)
-    if x_sqnorm is not None:
-        checks.per_row("x_sqnorm", x_sqnorm, x)
-    checks.peer_terms(row_term, col_term, x, weight, x.shape[0])
+    checks.plain_numbers(eps=eps, threshold=threshold, temperature=temperature)
+    tensors = checks.flat_state(optimizer, state, bias)
     if torch.is_grad_enabled():
-        checks.no_grad("ff_step_", x=x, sign=sign, weight=weight, bias=bias, x_sqnorm=x_sqnorm, row_term=row_term,
-                       col_term=col_term)  # fmt: skip
-    tensors = checks.flat_state("ff_step_", optimizer, state, weight, bias)
+        checks.no_grad("ff_step_", state, x=x, sign=sign, weight=weight, bias=bias, x_sqnorm=x_sqnorm,
+                       row_term=row_term, col_term=col_term, lr=optimizer.lr)  # fmt: skip
     return _call(
         "ff_step_", x, sign, weight, bias, tensors, optimizer.kind, _lr_tensor(optimizer), optimizer.hyper, threshold,
         temperature, goodness, x_sqnorm, normalize, eps, activation, row_term, col_term, checks.precision(precision),
     )  # fmt: skip
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# ff_network_step_
-
-
-@dataclass(eq=False)
-class FFLayer:
-    """What a layer holds, as ff_network_step_ takes it; the fields are ff_step_'s arguments."""
-
-    weight: Tensor  # (N, K), updated
-    bias: Tensor | None  # (N,), updated
-    state: Mapping[str, Tensor]  # updated
-    optimizer: Optimizer
-    threshold: float = 2.0
-    temperature: float = 1.0
-    goodness: str = "mean"
-    normalize: str = "l2"
-    eps: float = 1e-4
-    activation: str = "relu"
-    precision: str | None = None
-    peer: float = 0.0
-    peer_mean: Tensor | None = None  # (N,), updated where peer is not 0
-    dropout: float = 0.0
-
-
-def _fake_network_step_(x, sign, x_sqnorm, labels_pos, labels_neg, num_classes, strength, weights, *rest):
-    acc, rows = state_dtype(x.dtype), x.shape[-2] if labels_pos is None else 2 * x.shape[-2]
-    minibatches = (x.shape[0],) if x.dim() == 3 else ()
-    goodness = x.new_empty((*minibatches, len(weights), rows), dtype=acc)
-    return goodness, x.new_empty((*minibatches, len(weights)), dtype=acc)
-
-
-def _check_label_options(num_classes: object, strength: object, x: Tensor) -> None:
-    checks.count("num_classes", num_classes, 1, x.shape[-1], "labels are written over the first columns of x (B, K)")
-    checks.number("strength", strength)
-
-
-def _enter_network_step_(
-    x, sign, x_sqnorm, labels_pos, labels_neg, num_classes, strength, weights, biases, states, has_bias, state_sizes,
-    optimizers, lrs, hypers, thresholds, temperatures, goodness, normalize, eps, activations, precisions, peers,
-    peer_means, *rest,
-):  # fmt: skip
-    own_bias, first = iter(biases), 0
-    for i, weight in enumerate(weights):
-        bias = next(own_bias) if has_bias[i] else None
-        own_state = states[first : first + state_sizes[i]]
-        first += state_sizes[i]
-        try:
-            checks.state_tensors(own_state, optimizers[i], lrs[i] if lrs else None, weight, bias)
-        except ValueError as error:
-            raise ValueError(f"layers[{i}]: {error}") from None
-    checks.targets([*weights, *biases, *states, *peer_means], (x, sign, x_sqnorm, labels_pos, labels_neg, *lrs))
-    if labels_pos is None:
-        checks.sign_values(sign)
-    else:
-        checks.label_values("labels_pos", labels_pos, num_classes)
-        checks.label_values("labels_neg", labels_neg, num_classes)
-
-
-_define(
-    "ff_network_step_",
-    "(Tensor x, Tensor? sign, Tensor? x_sqnorm, Tensor? labels_pos, Tensor? labels_neg, int num_classes, "
-    "float strength, Tensor(a!)[] weights, Tensor(b!)[] biases, Tensor(c!)[] states, "
-    "bool[] has_bias, int[] state_sizes, str[] optimizers, Tensor[] lrs, float[] hypers, float[] thresholds, "
-    "float[] temperatures, str[] goodness, str[] normalize, float[] eps, str[] activations, str[] precisions, "
-    "float[] peers, Tensor(d!)[] peer_means, float[] dropouts, Tensor? dropout_seed) "
-    "-> (Tensor goodness, Tensor loss)",
-    _fake_network_step_,
-    _enter_network_step_,
-)
-
-
-def ff_network_step_(
-    x: Tensor,  # (M, K), or (B, K) with labels; (S, M, K) or (S, B, K) for S minibatches
-    sign: Tensor | None,  # (M,) or (S, M), or None with labels
-    layers: Sequence[Any],
-    *,
-    x_sqnorm: Tensor | None = None,  # (M,) or (S, M)
-    labels: tuple[Tensor, Tensor] | None = None,  # two of (B,) or (S, B)
-    num_classes: int | None = None,
-    strength: float = 1.0,
-    dropout_seed: Tensor | None = None,  # (1,) or (S,)
-) -> tuple[Tensor, Tensor]:
-    """A whole network's training step: ff_step_ for each layer, every layer fed by y from before its own update.
-
-    Layer l + 1 takes y of layer l, and its goodness as the squared norm of that input.
-
-    A layer's ``peer`` is the strength lambda of peer normalisation (Hinton's published code): with m its ``peer_mean``
-    (N,) as it was before the step, a_m = 2 / (E M) on positive rows and 0 on others, and d = lambda (m - mean(m)), the
-    update's dz has a d^T added to it; then m <- 0.9 m + 0.1 mean of y over the positive rows. Hinton's code takes the
-    mean that includes the batch at hand; with the one before, the update need not wait for the columns' sums.
-
-    A layer's ``dropout`` p zeroes each of its inputs with probability p and divides the others by 1 - p
-    (`ffkernels.dropout.dropout`, the same bits on every backend). The layer below is not affected.
-
-    Several minibatches of one size, x (S, M, K), are as many steps: the same bits as S calls one after the other, with
-    step counts S higher. lr is the same for all. On "cuda" they are one launch, in which a minibatch enters the network
-    while those before it are still in higher layers (docs/cuda.md); other backends take them in turn.
-
-    Args:
-        layers: `FFLinear` modules or `FFLayer` records, from the input on; each has its own keywords and optimizer. lr
-            must be a tensor in all of them or in none. The first one's dropout must be 0.
-        x_sqnorm: of the network's input.
-        dropout_seed: int64, must be another one for every step; needed where a layer has dropout.
-        labels: (labels_pos, labels_neg), instead of ``sign``: the first layer then does what ff_label_step_ does, with
-            M = 2 B rows, the positive before the negative. num_classes, strength: as for ff_label_step_.
-
-    Returns:
-        goodness (L, M), the plain sums G, and loss (L,), in the accumulation dtype; (S, L, M) and (S, L) where x has S
-        minibatches.
-    """
-    if not isinstance(layers, Iterable):
-        raise TypeError(f"layers must be a sequence of FFLinear or FFLayer, got {type(layers).__name__}")
-    records: list[FFLayer] = []
-    for i, item in enumerate(layers):
-        if not (isinstance(item, FFLayer) or hasattr(item, "as_layer")):
-            raise TypeError(f"layers[{i}] must be an FFLinear or FFLayer, got {type(item).__name__}")
-        records.append(item if isinstance(item, FFLayer) else item.as_layer())
-    if not records:
-        raise ValueError("layers must hold at least one layer, got none")
-    checks.minibatches("x", x)
-    checks.non_empty(x)
-    if (labels is None) == (sign is None):
-        raise ValueError(f"either sign or labels must be given, got {'neither' if sign is None else 'both'}")
-    labels_pos = labels_neg = None
-    if sign is not None:
-        sign = _sign(sign, x)
-    if labels is not None:
-        if not isinstance(labels, (tuple, list)) or len(labels) != 2:
-            raise TypeError(f"labels must be (labels_pos, labels_neg), got {type(labels).__name__}")
-        labels_pos, labels_neg = labels
-        checks.labels("labels[0]", labels_pos, x, dims=1, several=x.dim() == 3)
-        checks.labels("labels[1]", labels_neg, x, dims=1, several=x.dim() == 3)
-        _check_label_options(num_classes, strength, x)
-        labels_pos, labels_neg = labels_pos.long(), labels_neg.long()
-        if x_sqnorm is not None:
-            raise ValueError("x_sqnorm must be None with labels: they change the rows of x")
-    if x_sqnorm is not None:
-        checks.per_row("x_sqnorm", x_sqnorm, x)
-    grad_mode = torch.is_grad_enabled()
-    if grad_mode:
-        checks.no_grad("ff_network_step_", x=x, sign=sign, x_sqnorm=x_sqnorm)
-    states: list[Tensor] = []
-    sizes: list[int] = []
-    width, rows = x.shape[-1], x if x.dim() == 2 else x[0]
-    for i, r in enumerate(records):
-        try:
-            checks.layer(rows, r.weight, r.bias, r.normalize, r.eps, r.activation, width)
-            checks.loss_options(r.threshold, r.temperature, r.goodness)
-            tensors = checks.flat_state("ff_network_step_", r.optimizer, r.state, r.weight, r.bias)
-            checks.peer_mean(r.peer, r.peer_mean, r.weight)
-            checks.dropout(r.dropout)
-            if r.dropout and not sizes:
-                raise ValueError(f"dropout must be 0 in the first layer, got {r.dropout!r}")
-            if grad_mode:
-                checks.no_grad("ff_network_step_", weight=r.weight, bias=r.bias, peer_mean=r.peer_mean)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise type(error)(f"layers[{i}]: {error}") from None
-        states += tensors
-        sizes.append(len(tensors))
-        width = r.weight.shape[0]
-    dropouts = [r.dropout for r in records]
-    if any(dropouts):
-        checks.dropout_seed(dropout_seed, x)
-    lrs = [r.optimizer.lr for r in records if isinstance(r.optimizer.lr, Tensor)]
-    if lrs and len(lrs) != len(records):
-        raise ValueError(f"lr must be a tensor in all layers or in none, got tensors in {len(lrs)} of {len(records)}")
-    return _call(
-        "ff_network_step_",
-        x,
-        sign,
-        x_sqnorm,
-        labels_pos,
-        labels_neg,
-        num_classes or 0,
-        strength,
-        [r.weight for r in records],
-        [r.bias for r in records if r.bias is not None],
-        states,
-        [r.bias is not None for r in records],
-        sizes,
-        [r.optimizer.kind for r in records],
-        lrs,
-        [h for r in records for h in r.optimizer.hyper],
-        [r.threshold for r in records],
-        [r.temperature for r in records],
-        [r.goodness for r in records],
-        [r.normalize for r in records],
-        [r.eps for r in records],
-        [r.activation for r in records],
-        [checks.precision(r.precision) for r in records],
-        [r.peer for r in records],
-        [r.peer_mean for r in records if r.peer],
-        dropouts,
-        dropout_seed if any(dropouts) else None,
-    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -645,20 +511,22 @@ def _fake_label_forward(
     return _fake_forward(rows, weight, bias, None, normalize, eps, activation, precision, return_p)
 
 
+def _check_label_forward(
+    x, labels, weight, bias, num_classes, strength, normalize, eps, activation, precision, return_p
+):  # fmt: skip
+    checks.layer(x, weight, bias, normalize, eps, activation)
+    checks.label_options(num_classes, strength, x)
+    checks.labels("labels", labels, x, dims=2)
+
+
 _define(
     "ff_label_forward",
     "(Tensor x, Tensor labels, Tensor weight, Tensor? bias, int num_classes, float strength, str normalize, float eps, "
     "str activation, str precision, bool return_p) -> (Tensor y, Tensor goodness, Tensor p)",
     _fake_label_forward,
+    _check_label_forward,
     lambda x, labels, weight, bias, num_classes, *_: checks.label_values("labels", labels, num_classes),
 )
-
-
-def _check_labelled(op, x, weight, bias, num_classes, strength, normalize, eps, activation):
-    checks.layer(x, weight, bias, normalize, eps, activation)
-    _check_label_options(num_classes, strength, x)
-    if torch.is_grad_enabled():
-        checks.no_grad(op, x=x, weight=weight, bias=bias)
 
 
 def ff_label_forward(
@@ -688,11 +556,15 @@ def ff_label_forward(
     Returns:
         y (B C, N), the rows of one input together; goodness (B C,); with ``return_p`` also p (B C, N).
     """
-    _check_labelled("ff_label_forward", x, weight, bias, num_classes, strength, normalize, eps, activation)
-    checks.labels("labels", labels, x, dims=2)
+    checks.matrix("x", x)
+    labels = checks.as_labels("labels", labels, x, dims=2)
+    checks.plain_label_options(num_classes, strength, x)
+    checks.plain_numbers(eps=eps)
+    if torch.is_grad_enabled():
+        checks.no_grad("ff_label_forward", x=x, weight=weight, bias=bias)
     wants_p = return_p and activation != "relu"
     y, goodness, p = _call(
-        "ff_label_forward", x, labels.long(), weight, bias, num_classes, strength, normalize, eps, activation,
+        "ff_label_forward", x, labels, weight, bias, num_classes, strength, normalize, eps, activation,
         checks.precision(precision), wants_p,
     )  # fmt: skip
     if return_p:
@@ -713,6 +585,20 @@ def _fake_label_step_(
     return y, total, total.new_empty(())
 
 
+def _check_label_step_(
+    x, labels_pos, labels_neg, weight, bias, state, optimizer, lr, hyper, num_classes, strength, threshold, temperature,
+    goodness, normalize, eps, activation, row_term, col_term, precision,
+):  # fmt: skip
+    checks.layer(x, weight, bias, normalize, eps, activation)
+    checks.label_options(num_classes, strength, x)
+    checks.non_empty(x)
+    checks.labels("labels_pos", labels_pos, x, dims=1)
+    checks.labels("labels_neg", labels_neg, x, dims=1)
+    checks.loss_options(threshold, temperature, goodness)
+    checks.peer_terms(row_term, col_term, x, weight, 2 * x.shape[0])
+    checks.given_state(state, optimizer, lr, weight, bias)
+
+
 def _enter_label_step_(
     x, labels_pos, labels_neg, weight, bias, state, optimizer, lr, hyper, num_classes, strength, threshold, temperature,
     goodness, normalize, eps, activation, row_term, col_term, precision,
@@ -729,6 +615,7 @@ _define(
     "str normalize, float eps, str activation, Tensor? row_term, Tensor? col_term, str precision) "
     "-> (Tensor y, Tensor goodness, Tensor loss)",
     _fake_label_step_,
+    _check_label_step_,
     _enter_label_step_,
 )
 
@@ -765,17 +652,17 @@ def ff_label_step_(
     Returns:
         y (2 B, N), goodness (2 B,), loss (): the positive rows first, then the negative ones.
     """
-    _check_labelled("ff_label_step_", x, weight, bias, num_classes, strength, normalize, eps, activation)
-    checks.non_empty(x)
-    checks.labels("labels_pos", labels_pos, x, dims=1)
-    checks.labels("labels_neg", labels_neg, x, dims=1)
-    checks.loss_options(threshold, temperature, goodness)
-    checks.peer_terms(row_term, col_term, x, weight, 2 * x.shape[0])
+    checks.matrix("x", x)
+    labels_pos = checks.as_labels("labels_pos", labels_pos, x, dims=1)
+    labels_neg = checks.as_labels("labels_neg", labels_neg, x, dims=1)
+    checks.plain_label_options(num_classes, strength, x)
+    checks.plain_numbers(eps=eps, threshold=threshold, temperature=temperature)
+    tensors = checks.flat_state(optimizer, state, bias)
     if torch.is_grad_enabled():
-        checks.no_grad("ff_label_step_", row_term=row_term, col_term=col_term)
-    tensors = checks.flat_state("ff_label_step_", optimizer, state, weight, bias)
+        checks.no_grad("ff_label_step_", state, x=x, weight=weight, bias=bias, row_term=row_term, col_term=col_term,
+                       lr=optimizer.lr)  # fmt: skip
     return _call(
-        "ff_label_step_", x, labels_pos.long(), labels_neg.long(), weight, bias, tensors, optimizer.kind,
+        "ff_label_step_", x, labels_pos, labels_neg, weight, bias, tensors, optimizer.kind,
         _lr_tensor(optimizer), optimizer.hyper, num_classes, strength, threshold, temperature, goodness, normalize, eps,
         activation, row_term, col_term, checks.precision(precision),
     )  # fmt: skip

@@ -107,7 +107,7 @@ class _Base:
         """The tensors of ``state`` in the ops' order; ValueError names what is missing."""
         names = self.state_names(has_bias)
         try:
-            return [state[n] for n in names]
+            return [*map(state.__getitem__, names)]
         except (KeyError, TypeError):
             given = sorted(state) if isinstance(state, Mapping) else type(state).__name__
             raise ValueError(

@@ -439,6 +439,33 @@ def ff_network_step_(
     return torch.stack(totals), torch.stack(losses)
 
 
+def ff_network_forward(
+    x: Tensor,  # (M, K)
+    x_sqnorm: Tensor | None,  # (M,) acc
+    num_classes: int,
+    strength: float,
+    weights: list[Tensor],  # of (N_l, N_(l-1))
+    biases: list[Tensor],  # of (N_l,), of the layers that have one
+    has_bias: list[bool],
+    normalize: list[str],
+    eps: list[float],
+    activations: list[str],
+    precisions: list[str],
+) -> tuple[list[Tensor], Tensor]:  # y (M, N_l) of each layer; G (L, M) acc
+    if num_classes:
+        x = x.clone()
+        x[:, :num_classes] = strength / num_classes
+    ys, totals, own_bias = [], [], iter(biases)
+    for i, weight in enumerate(weights):
+        bias = next(own_bias) if has_bias[i] else None
+        x, x_sqnorm, _ = ff_forward(
+            x, weight, bias, x_sqnorm, normalize[i], eps[i], activations[i], precisions[i], False
+        )  # fmt: skip
+        ys.append(x)
+        totals.append(x_sqnorm)
+    return ys, torch.stack(totals)
+
+
 def ff_label_forward(
     x: Tensor,  # (B, K)
     labels: Tensor,  # (B, C) int64
@@ -514,6 +541,17 @@ def ff_head_step_(
         writes += _optimized([weight], [error.T @ row], states[each * i : each * (i + 1)], optimizer, lr, hyper)
     _write(writes)
     return logits, loss
+
+
+def draw_hard_inputs(
+    logits: Tensor,  # (B, C)
+    labels: Tensor,  # (B,) int64
+    draws: Tensor,  # (B,) float64 in [0, 1)
+    floor: float,
+    count: int,
+) -> Tensor:  # (count,) int64, ascending
+    p = logits.double().softmax(1).gather(1, labels[:, None])[:, 0]
+    return (draws.log() / (floor + 1 - p)).topk(count).indices.sort().values
 
 
 def draw_other_labels(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import checks
+from .head_step import draw_hard_inputs
 
 
 class Selection(Protocol):
@@ -52,7 +53,5 @@ class HardInputs:
 
     def __call__(self, labels: Tensor, generator: torch.Generator, logits: Tensor) -> Tensor:  # (B',), ascending
         rows = len(labels)
-        p = logits.double().softmax(1).gather(1, labels.long()[:, None])[:, 0]
-        u = torch.rand(rows, generator=generator, dtype=torch.float64).to(logits.device)
-        keys = u.log() / (self.floor + 1 - p)
-        return keys.topk(max(1, round(self.share * rows))).indices.sort().values
+        draws = torch.rand(rows, generator=generator, dtype=torch.float64).to(logits.device)
+        return draw_hard_inputs(logits, labels, draws, self.floor, max(1, round(self.share * rows)))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ops
+from . import network, ops
 from .batches import Draws
 from .dropout import dropout
 from .hybrid import ImageNegatives
@@ -129,7 +129,7 @@ class Stage:
         y, sqnorm = _drop(self.layers[0], self.trained.start, y, sqnorm, seed)
         records = [layer.as_layer() for layer in self.layers]
         records[0] = dataclasses.replace(records[0], dropout=0.0)
-        totals, loss = ops.ff_network_step_(y, sign, records, x_sqnorm=sqnorm, dropout_seed=seed)
+        totals, loss = network.ff_network_step_(y, sign, records, x_sqnorm=sqnorm, dropout_seed=seed)
         return torch.stack([total / layer.divisor for total, layer in zip(totals, self.layers, strict=True)]), loss
 
     def _labelled(self, x: Tensor, up: Tensor, down: Tensor, seed: Tensor | None, *, keep: bool) -> NetStep:

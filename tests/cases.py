@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import ffkernels as ff
-from ffkernels import backends, ops
+from ffkernels import backends, network, ops
 
 OPS = ("ff_forward", "ff_grad", "ff_update_", "ff_step_", "ff_network_step_", "ff_label_forward", "ff_label_step_")
 IN_PLACE = tuple(op for op in OPS if op.endswith("_"))
@@ -171,9 +171,9 @@ def copied(value):
     return value
 
 
-def flat(op, given, module=ops):
+def flat(op, given, module=None):
     """The flat arguments with which the public function, in ``module``, would call the registered op."""
-    seen = []
+    seen, module = [], module or (network if "network" in op else ops)
 
     class Stop(Exception):
         pass

@@ -145,10 +145,13 @@ def test_the_backend_that_explain_names_is_the_one_that_runs(setting):
     assert setting in ("auto", backend)
 
 
+OTHERS = ("apply_gradient_", "ff_network_forward", "ff_head_step_", "draw_other_labels", "draw_hard_inputs")
+
+
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_info_is_true_under_every_setting(setting):
     with ff.use_backend("auto"):
-        registered = (*cases.OPS, "apply_gradient_", "ff_head_step_", "draw_other_labels")
+        registered = (*cases.OPS, *OTHERS)
         auto = {op: backends._select(op, "cpu", torch.float32)[0] for op in registered}
     with ff.use_backend(setting):
         info = ff.info()

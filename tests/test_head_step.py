@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_map_only
 
 import ffkernels as ff
 from ffkernels import _extension, backends, head_step
-from ffkernels.head_step import draw_other_labels, ff_head_step_
+from ffkernels.head_step import draw_hard_inputs, draw_other_labels, ff_head_step_
 
 ISAS = (_extension.cpu_isa() or {"available": []})["available"]
 # rows, classes, widths: within a part of the columns (512) and a chunk of rows (128), and over several; whole vectors,
@@ -248,3 +248,54 @@ def test_opcheck_of_draws():
     for name in ("default", "reference", "cpu"):
         overload = getattr(torch.ops.ffkernels.draw_other_labels, name)
         torch.library.opcheck(overload, (torch.randn(6, 3), torch.arange(6) % 3, torch.rand(6)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# draw_hard_inputs
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1e4])
+def test_hard_inputs_have_the_largest_keys(everywhere, scale):
+    g = torch.Generator().manual_seed(1)
+    logits, labels = scale * torch.randn(5, 130, generator=g).T, torch.randint(5, (130,), generator=g).int()
+    draws = torch.rand(130, generator=g, dtype=torch.float64)
+    for count in (0, 1, 52, 129, 130):
+        drawn = draw_hard_inputs(logits, labels, draws, 0.2, count)
+        p = logits.double().softmax(1)[range(130), labels.tolist()]
+        keys = draws.log() / (1.2 - p)
+        assert drawn.tolist() == sorted(keys.argsort(descending=True)[:count].tolist())
+
+
+def test_hard_inputs_that_are_nothing(everywhere):
+    """A draw of 0 comes last, a row whose probability nobody knows first."""
+    logits, draws = torch.randn(4, 3), torch.tensor([0.5, 0.0, 0.9, 0.1], dtype=torch.float64)
+    logits[3, 0] = torch.nan
+    labels = torch.zeros(4, dtype=torch.int64)
+    assert draw_hard_inputs(logits, labels, draws, 0.1, 1).tolist() == [3]
+    assert draw_hard_inputs(logits, labels, draws, 0.1, 3).tolist() == [0, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": torch.tensor([0, 1, 2, 3])}, r"labels must be in \[0, 3\).*got 3"),
+        ({"labels": torch.zeros(3)}, "labels must hold integers"),
+        ({"draws": torch.rand(4)}, "draws must be torch.float64"),
+        ({"draws": torch.rand(5).double()}, r"draws must have shape \(B,\)"),
+        ({"floor": 0.0}, "floor must be finite and > 0"),
+        ({"count": 5}, r"count must be in \[0, 4\]"),
+        ({"count": -1}, r"count must be in \[0, 4\]"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bad_hard_inputs(everywhere, change, message):
+    given = {"labels": torch.zeros(4).long(), "draws": torch.rand(4).double(), "floor": 0.1, "count": 2}
+    with pytest.raises((TypeError, ValueError), match=message):
+        draw_hard_inputs(torch.randn(4, 3), **given | change)
+
+
+def test_opcheck_of_hard_inputs():
+    for name in ("default", "reference", "cpu"):
+        overload = getattr(torch.ops.ffkernels.draw_hard_inputs, name)
+        args = (torch.randn(6, 3), torch.arange(6) % 3, torch.rand(6).double(), 0.1, 4)
+        torch.library.opcheck(overload, args)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import ffkernels as ff
-from ffkernels import ops
+from ffkernels import network
 
 OP = "ff_network_step_"
 
@@ -78,7 +78,7 @@ def test_compiled(labelled):
     torch.compiler.reset()
 
     def step(given):
-        return ops.ff_network_step_(**given), given["layers"]
+        return network.ff_network_step_(**given), given["layers"]
 
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     given = cases.minibatches(2, labelled=labelled)

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
+#include <vector>
 
 #include "cpu/isa.h"
 #include "cpu/optimizer_step.h"
@@ -17,6 +19,7 @@ Two ff_head_step_(const HeadArguments& a) {
   STD_TORCH_CHECK(a.states.size() % count == 0, "states: as many tensors for each weight");
   const size_t each = a.states.size() / count;
   check_hyper(a.hyper, 1);
+  check_number(a.eps, "eps", 0);
   Spans spans;
   HeadJob job;
   std::vector<HeadLayer> layers(count);
@@ -69,28 +72,76 @@ Two ff_head_step_(const HeadArguments& a) {
   return {logits, loss};
 }
 
-Tensor draw_other_labels(const Tensor& logits, const Tensor& labels, const Tensor& draws) {
-  const auto* from = static_cast<const float*>(checked_data(logits, "logits", 2, ScalarType::Float));
-  const int64_t rows = logits.size(0), classes = logits.size(1);
-  check_size(labels, "labels", 0, rows);
-  const int64_t* label = labels_argument(labels, "labels", 1, classes);
-  const Floats draw = floats_argument(draws, "draws", rows);
-  Tensor result = new_tensor<1>({rows}, ScalarType::Long);
-  auto* drawn = static_cast<int64_t*>(result.mutable_data_ptr());
-  std::vector<double> p(classes);
-  for (int64_t m = 0; m < rows; ++m) {
-    const int64_t own = label[m * labels.stride(0)];
-    double largest = -std::numeric_limits<double>::infinity(), total = 0;
+namespace {
+
+constexpr double kNothing = -std::numeric_limits<double>::infinity();
+
+// What the head said of each row, and the row's label.
+struct Rows {
+  const float* logits;
+  int64_t row_stride, col_stride, rows, classes;
+  const int64_t* label;
+  int64_t label_stride;
+
+  Rows(const Tensor& t, const Tensor& labels)
+      : logits(static_cast<const float*>(checked_data(t, "logits", 2, ScalarType::Float))),
+        row_stride(t.stride(0)),
+        col_stride(t.stride(1)),
+        rows(t.size(0)),
+        classes(t.size(1)) {
+    check_size(labels, "labels", 0, rows);
+    label = labels_argument(labels, "labels", 1, classes);
+    label_stride = labels.stride(0);
+  }
+  int64_t label_of(int64_t row) const { return label[row * label_stride]; }
+  // exp(logits - the largest of them) of a row, and their sum; without a class, if one is left out.
+  double exponentials(int64_t row, int64_t left_out, std::vector<double>& p) const {
+    double largest = kNothing, total = 0;
     for (int64_t c = 0; c < classes; ++c) {
-      p[c] = c == own ? -std::numeric_limits<double>::infinity() : from[m * logits.stride(0) + c * logits.stride(1)];
+      p[c] = c == left_out ? kNothing : logits[row * row_stride + c * col_stride];
       largest = std::max(largest, p[c]);
     }
     for (double& each : p) total += each = std::exp(each - largest);
+    return total;
+  }
+};
+
+}  // namespace
+
+Tensor draw_other_labels(const Tensor& logits, const Tensor& labels, const Tensor& draws) {
+  const Rows given(logits, labels);
+  const Floats draw = floats_argument(draws, "draws", given.rows);
+  Tensor result = new_tensor<1>({given.rows}, ScalarType::Long);
+  auto* drawn = static_cast<int64_t*>(result.mutable_data_ptr());
+  std::vector<double> p(given.classes);
+  for (int64_t m = 0; m < given.rows; ++m) {
+    const double total = given.exponentials(m, given.label_of(m), p);
     double cumulated = 0;
     for (double& each : p) each = cumulated += each / total;
     const double limit = draw[m] * cumulated;
     drawn[m] = std::count_if(p.begin(), p.end(), [limit](double each) { return each <= limit; });
   }
+  return result;
+}
+
+Tensor draw_hard_inputs(const Tensor& logits, const Tensor& labels, const Tensor& draws, double floor, int64_t count) {
+  const Rows given(logits, labels);
+  const auto* draw = static_cast<const double*>(checked_data(draws, "draws", 1, ScalarType::Double));
+  check_size(draws, "draws", 0, given.rows);
+  check_number(floor, "floor", 0, true);
+  STD_TORCH_CHECK(count >= 0 && count <= given.rows, "count: must be in [0, ", given.rows, "]");
+  std::vector<double> p(given.classes);
+  std::vector<std::pair<double, int64_t>> keys;  // the smallest win: the row counts where two are the same
+  for (int64_t m = 0; m < given.rows; ++m) {
+    const double total = given.exponentials(m, -1, p);
+    const double key = std::log(draw[m * draws.stride(0)]) / (p[given.label_of(m)] / total - 1 - floor);
+    keys.emplace_back(std::isnan(key) ? kNothing : key, m);
+  }
+  std::nth_element(keys.begin(), keys.begin() + count, keys.end());
+  Tensor result = new_tensor<1>({count}, ScalarType::Long);
+  auto* drawn = static_cast<int64_t*>(result.mutable_data_ptr());
+  for (int64_t i = 0; i < count; ++i) drawn[i] = keys[i].second;
+  std::sort(drawn, drawn + count);
   return result;
 }
 

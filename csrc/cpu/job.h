@@ -66,7 +66,9 @@ struct Job {
   float eps = 0;
   Activation activation = Activation::relu;
   Labels labels;
-  Dropout dropout;  // not together with labels
+  Dropout dropout;           // not together with labels
+  int64_t neutral_cols = 0;  // of x, the first ones, which are read as `neutral`
+  float neutral = 0;
 
   // forward: results (rows * candidates, cols), contiguous
   bool forward = false;

@@ -19,6 +19,14 @@ void set_input(Job& job, Spans& spans, const Tensor& x) {
   spans.input(x);
 }
 
+// The input of the layer above: y, which is set when its memory is there.
+void set_input_of(Job& job, const Job& below) {
+  job.type = below.type;
+  job.rows = below.rows;
+  job.depth = below.cols;
+  job.x = {nullptr, job.depth, 1};
+}
+
 // What a layer is, once its input is known.
 void set_weight(Job& job, const Tensor& weight, const OptionalTensor& bias, const std::string& normalize, double eps,
                 const std::string& activation) {
@@ -30,6 +38,7 @@ void set_weight(Job& job, const Tensor& weight, const OptionalTensor& bias, cons
   }
   check_layer_sizes(weight, bias, job.depth);
   job.normalize = parse_normalize<Normalize>(normalize);
+  check_number(eps, "eps", 0);
   job.eps = static_cast<float>(eps);
   job.activation = parse_activation<Activation>(activation);
 }
@@ -55,6 +64,8 @@ void set_peers(Job& job, Spans& spans, const LayerArguments& a) {
 
 void set_loss(Job& job, const LossArguments& loss) {
   STD_TORCH_CHECK(job.rows > 0, "x: must have at least one row");
+  check_number(loss.threshold, "threshold", 0);
+  check_number(loss.temperature, "temperature", 0, true);
   job.threshold = static_cast<float>(loss.threshold);
   job.temperature = static_cast<float>(loss.temperature);
   job.divisor = loss.divisor(job.cols);
@@ -71,6 +82,7 @@ void set_sign(Job& job, Spans& spans, const Tensor& sign) {
 
 void set_label_pair(Job& job, Spans& spans, const LabelPair& pair) {
   check_num_classes(pair.num_classes, job.depth);
+  STD_TORCH_CHECK(std::isfinite(pair.strength), "strength: must be finite");
   Labels& labels = job.labels;
   labels.candidates = 2;
   labels.num_classes = pair.num_classes;
@@ -279,13 +291,12 @@ Two ff_network_step_(const NetworkArguments& network) {
   for (size_t i = 0; i < count; ++i) {
     const NetworkLayer& layer = layers[i];
     Job& job = jobs[i];
+    check_number(layer.peer, "peer", 0);
     if (i == 0) {
       set_input(job, spans, network.x);
-    } else {  // x.data follows below, when the memory between the layers is there
-      job.type = jobs[0].type;
+    } else {
+      set_input_of(job, jobs[i - 1]);
       job.rows = rows;
-      job.depth = jobs[i - 1].cols;
-      job.x = {nullptr, job.depth, 1};
       job.x_sqnorm = {total + (i - 1) * rows, 1};  // the goodness of the layer below
     }
     set_weight(job, layer.weight, layer.bias, layer.normalize, layer.eps, layer.activation);
@@ -324,12 +335,61 @@ Two ff_network_step_(const NetworkArguments& network) {
   return {totals, losses};
 }
 
+std::tuple<std::vector<Tensor>, Tensor> ff_network_forward(const NetworkForwardArguments& a) {
+  const size_t count = a.weights.size();
+  STD_TORCH_CHECK(count > 0, "layers: there must be at least one");
+  for (const size_t size :
+       {a.has_bias.size(), a.normalize.size(), a.eps.size(), a.activations.size(), a.precisions.size()}) {
+    STD_TORCH_CHECK(size == count, "layers: every list must have an entry a layer");
+  }
+  std::vector<Job> jobs(count);
+  Spans spans;
+  size_t bias_at = 0;
+  for (size_t i = 0; i < count; ++i) {
+    Job& job = jobs[i];
+    if (i == 0) {
+      set_input(job, spans, a.x);
+      set_sqnorm(job, spans, a.x_sqnorm);
+    } else {
+      set_input_of(job, jobs[i - 1]);
+    }
+    STD_TORCH_CHECK(!a.has_bias[i] || bias_at < a.biases.size(), "biases: too few");
+    const OptionalTensor bias = a.has_bias[i] ? OptionalTensor(a.biases[bias_at++]) : std::nullopt;
+    set_weight(job, a.weights[i], bias, a.normalize[i], a.eps[i], a.activations[i]);
+    parse_precision<Precision>(a.precisions[i]);
+  }
+  if (a.num_classes != 0) {
+    check_num_classes(a.num_classes, jobs[0].depth);
+    STD_TORCH_CHECK(std::isfinite(a.strength), "strength: must be finite");
+    jobs[0].neutral_cols = a.num_classes;
+    jobs[0].neutral = static_cast<float>(a.strength / static_cast<double>(a.num_classes));
+  }
+  const int64_t rows = jobs[0].rows;
+  Tensor totals = new_tensor<2>({static_cast<int64_t>(count), rows}, ScalarType::Float);
+  auto* total = static_cast<float*>(totals.mutable_data_ptr());
+  std::vector<Tensor> ys;
+  for (size_t i = 0; i < count; ++i) {
+    Job& job = jobs[i];
+    ys.push_back(new_tensor<2>({rows, job.cols}, dtype_of(job.type)));
+    job.forward = true;
+    job.y = ys[i].mutable_data_ptr();
+    job.goodness = total + i * rows;
+    if (i > 0) {
+      job.x.data = jobs[i - 1].y;
+      job.x_sqnorm = {total + (i - 1) * rows, 1};
+    }
+    run(job, a.precisions[i]);
+  }
+  return {ys, totals};
+}
+
 Three ff_label_forward(const LayerArguments& a, const Tensor& labels, int64_t num_classes, double strength,
                        bool return_p) {
   Job job;
   Spans spans;
   set_layer(job, spans, a);
   check_num_classes(num_classes, job.depth);
+  STD_TORCH_CHECK(std::isfinite(strength), "strength: must be finite");
   Labels& own = job.labels;
   own.label[0] = labels_argument(labels, "labels", 2, num_classes);
   check_size(labels, "labels", 0, job.rows);

@@ -36,14 +36,17 @@ template <typename Core, typename T>
 void Layer<Core, T>::pack_strip(int64_t row, float* space) {
   const int64_t count = smaller(kStrip, rows_ - row), depth = job_.depth;
   int64_t stride;
-  const float* x =
-      as_floats(job_.x, row0_ + row, count, depth, space, &stride, labels_.num_classes > 0 || job_.dropout.on);
+  const float* x = as_floats(job_.x, row0_ + row, count, depth, space, &stride,
+                             labels_.num_classes > 0 || job_.dropout.on || job_.neutral_cols > 0);
   for (int64_t i = 0; i < count && job_.dropout.on; ++i) {
     drop_row(job_.dropout, row0_ + row + i, space + i * stride, depth);
     for (int64_t k = 0; sizeof(T) == 2 && k < depth; ++k) space[i * stride + k] = rounded(space[i * stride + k]);
   }
   for (int64_t i = 0; i < count && labels_.num_classes > 0; ++i) {
     for (int64_t k = 0; k < labels_.num_classes; ++k) space[i * stride + k] = 0.f;
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    for (int64_t k = 0; k < job_.neutral_cols; ++k) space[i * stride + k] = rounded(job_.neutral);
   }
   for (int64_t i = 0; i < count; ++i) {
     float q = 0.f;

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import ops
+from .. import network, ops
 from ..backends import use_backend
 from ..checks import PRECISIONS
 from ..nn import FFNet
@@ -63,11 +63,11 @@ class Fused:
         return {"y": y, "goodness": goodness, "loss": loss}
 
     def _network(self) -> Result:
-        goodness, loss = ops.ff_network_step_(self.problem.x, self.problem.sign, self.net.stack)
+        goodness, loss = network.ff_network_step_(self.problem.x, self.problem.sign, self.net.stack)
         return {"goodness": goodness, "loss": loss}
 
     def _labels(self) -> Result:
-        goodness, loss = ops.ff_network_step_(
+        goodness, loss = network.ff_network_step_(
             self.problem.x, None, self.net.stack, labels=(self.problem.labels, self.problem.wrong),
             num_classes=CLASSES, strength=STRENGTH,
         )  # fmt: skip
