@@ -2,6 +2,7 @@
 
 import itertools
 
+import cases
 import pytest
 import torch
 import torch.nn.functional as F
@@ -260,6 +261,31 @@ def test_wrong_calls_raise(changed, message):
     arguments = {"x": X, "weight": WEIGHT, "bias": BIAS, "x_sqnorm": SQNORM} | changed
     with pytest.raises(RuntimeError, match=message):
         kernel(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("dropout_seed", lambda seed: seed[:0], "dropout_seed: must have size 1"),
+        ("dropout_seed", lambda seed: seed.repeat(2), "dropout_seed: must have size 1"),
+        ("dropouts", lambda p: [0.5, *p[1:]], "dropout: must be .* 0 in the first layer"),
+        ("peer_means", lambda means: means[:-1], "peer_means: too few"),
+        ("biases", lambda biases: biases[:-1], "biases: too few"),
+        ("state_sizes", lambda sizes: [n + 1 for n in sizes], "state"),
+        ("hypers", lambda numbers: numbers[:-1], "hyper: must hold 5 numbers"),
+        ("eps", lambda numbers: numbers[:-1], "every list must have an entry a layer"),
+    ],
+)
+def test_wrong_network_calls_raise_and_change_nothing(name, change, message):
+    op = torch.ops.ffkernels.ff_network_step_.cpu
+    given = cases.arguments("ff_network_step_", dtype=torch.float32)
+    args = list(cases.flat("ff_network_step_", given))
+    before = [t.clone() for t in cases.tensors(given["layers"]).values()]
+    at = [argument.name for argument in op._schema.arguments].index(name)
+    args[at] = change(args[at])
+    with pytest.raises(RuntimeError, match=message):
+        op(*args)
+    assert all(map(torch.equal, before, cases.tensors(given["layers"]).values()))
 
 
 def test_build_info():

@@ -104,12 +104,12 @@ uint32_t* words_of_stream(int32_t index, void* stream, int64_t count) {
   Words& words = known[{index, stream}];
   if (words.count < count) {
     // Not torch's memory: what lives on from call to call must not come from the pool of a graph that is being warmed
-    // up. It grows by doubling, so there are few of these.
+    // up. It grows by doubling, so there are few of these, and the smaller ones stay: another thread may be about to
+    // launch with one.
     const int64_t larger = std::max({count, 2 * words.count, int64_t{1} << 14});
     uint32_t* data = nullptr;
     check(cudaMalloc(&data, larger * sizeof(uint32_t)), "cudaMalloc of a workspace");
     set_to_zero(data, larger * sizeof(uint32_t), stream);
-    check(cudaFree(words.data), "cudaFree of a workspace");  // waits for what still uses it
     words = {data, larger};
   }
   return words.data;
