@@ -7,7 +7,9 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -95,6 +97,20 @@ def test_run_folder_of_its_own_under_runs(data_dir, tmp_path, capsys, monkeypatc
     for expected in ("20300102-030405-tiny", "20300102-030405-tiny-2"):  # two in one second
         assert cli.main(["train", *options(data_dir), "--quiet"]) == 0
         assert (tmp_path / "runs" / expected / "result.json").exists()
+
+
+def test_runs_that_start_at_the_same_time_have_different_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, "strftime", lambda *args: "20300102-030405")
+    together = threading.Barrier(8)
+
+    def start(_):
+        together.wait()
+        return train._new_folder("tiny")
+
+    with ThreadPoolExecutor(8) as pool:
+        folders = set(pool.map(start, range(8)))
+    assert len(folders) == 8 == len(list((tmp_path / "runs").iterdir()))
 
 
 def test_a_data_folder_alone_says_what_data(data_dir, tmp_path, capsys):

@@ -130,18 +130,18 @@ def _prepare(
             parser.error(str(error))
         check(config)
         dataset = data.load(config.data, config.data_dir)
-        path = args.run_dir or _new_run_path("-".join(filter(None, (dataset.name, args.preset))))
-        folder = _create(path, config, dataset, launch)
+        name = "-".join(filter(None, (dataset.name, args.preset)))
+        folder = _create(args.run_dir, name, config, dataset, launch)
     args.interrupted = f"continue with: python -m ffkernels train --resume {folder.path}"
     return folder, dataset
 
 
-def _create(path: str | Path, config: TrainConfig, dataset: Dataset, launch: str | None) -> RunFolder:
-    """The new run's folder, made only once nothing speaks against the run any more."""
+def _create(path: str | Path | None, name: str, config: TrainConfig, dataset: Dataset, launch: str | None) -> RunFolder:
+    """The new run's folder, made only once nothing speaks against the run any more; None: one of its own under runs."""
     set_up(config.threads, config.backend)
     split(dataset, config.validation)
     config.resolved().build_net(dataset.image_shape, dataset.num_classes)
-    return RunFolder.create(path, config, dataset, launch)
+    return RunFolder.create(path or _new_folder(name), config, dataset, launch)
 
 
 def _refuse_contradictions(folder: RunFolder, given: dict[str, Any], parser: argparse.ArgumentParser) -> None:
@@ -160,13 +160,17 @@ def set_up(threads: int | None, backend: str | None) -> None:
         backends.use_backend(backend)
 
 
-def _new_run_path(name: str) -> Path:
+def _new_folder(name: str) -> Path:
+    """A folder that this process has made, whatever others start in the same second."""
     stem = Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
     path, n = stem, 1
-    while path.exists():
-        n += 1
-        path = stem.with_name(f"{stem.name}-{n}")
-    return path
+    while True:
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            n += 1
+            path = stem.with_name(f"{stem.name}-{n}")
 
 
 def _run(folder: RunFolder, dataset: Dataset, out: Output, train: Callable[..., Any], *, show_bar: bool) -> int:
