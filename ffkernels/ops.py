@@ -36,6 +36,7 @@ _LIBRARY = torch.library.Library("ffkernels", "DEF")
 
 _CHECKS: dict[str, Callable] = {}
 _ENTRY_CHECKS: dict[str, Callable] = {}
+_WRITTEN: dict[str, list[int]] = {}  # the arguments that an op changes in place
 
 
 def _define(op: str, schema: str, fake: Callable, check: Callable, entry_check: Callable = lambda *args: None) -> None:
@@ -66,6 +67,8 @@ def _define(op: str, schema: str, fake: Callable, check: Callable, entry_check: 
     for overload in ("", *(f".{b}" for b in backends.BACKENDS)):
         _LIBRARY.define(f"{op}{overload}{schema}", tags=torch.Tag.needs_fixed_stride_order)
         torch.library.register_fake(f"ffkernels::{op}{overload}", run_fake, lib=_LIBRARY)
+    arguments = getattr(torch.ops.ffkernels, op).default._schema.arguments
+    _WRITTEN[op] = [i for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write]
     _LIBRARY.impl(f"{op}.reference", run_reference, "CompositeExplicitAutograd")
     _LIBRARY.impl(f"{op}.triton", run_triton, "CompositeExplicitAutograd")
     _LIBRARY.impl(op, lambda *args: backends.kernel(op, _first(args[0]))(*args), "CompositeExplicitAutograd")
@@ -103,9 +106,15 @@ def _call(op: str, x: Tensor | list[Tensor], *args: Any) -> Any:
     if type(first) not in checks.PLAIN or not first.is_cpu:
         _CHECKS[op](x, *args)
     try:
-        return backends.kernel(op, first)(x, *args)
+        result = backends.kernel(op, first)(x, *args)
     except (RuntimeError, TypeError) as error:
         refusal = error
+    else:
+        for i in _WRITTEN[op]:  # the kernels write past autograd, which must know when what it saved has changed
+            written = args[i - 1] if i else x
+            if written is not None:
+                torch._C._increment_version(written if isinstance(written, list) else (written,))
+        return result
     _check(op, x, *args)
     raise refusal
 

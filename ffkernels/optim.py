@@ -108,7 +108,7 @@ class _Base:
         names = self.state_names(has_bias)
         try:
             return [*map(state.__getitem__, names)]
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, AttributeError):
             given = sorted(state) if isinstance(state, Mapping) else type(state).__name__
             raise ValueError(
                 f"state: {type(self).__name__} needs {list(names)} (optimizer.init_state makes them), got {given}"

@@ -155,6 +155,7 @@ for _op in ("ff_update_", "ff_step_", "ff_label_step_"):
     bad_call(_op, "optimizer by name", lambda a: {"optimizer": "adam"}, TypeError, "optimizer", "str")
     bad_call(_op, "state of another optimizer", lambda a: {"state": ff.SGD(momentum=0.5).init_state(a["weight"])},
              ValueError, "state", "'exp_avg'", "'momentum_buffer'")  # fmt: skip
+    bad_call(_op, "no state", lambda a: {"state": None}, ValueError, "state", "'exp_avg'", "NoneType")
     bad_call(_op, "state without the bias", lambda a: {"state": ff.Adam().init_state(a["weight"])}, ValueError,
              "state", "'exp_avg_bias'")  # fmt: skip
     bad_call(_op, "state of other shape", lambda a: replaced_state(a, "exp_avg", torch.zeros(4, 8)), ValueError,

@@ -301,6 +301,18 @@ def test_peer_means_stay_where_no_row_is_positive(op, target):
     assert all(torch.equal(mean, old) for mean, old in zip(means, before, strict=True))
 
 
+@cases.each_op_on_backends(ops=sorted(cases.IN_PLACE), dtypes=(torch.float32,))
+def test_autograd_knows_what_was_written(op, target):
+    """Its version counts: else a backward pass would use a weight that has changed since, and not say so."""
+    given = arguments(op, target, (9, 7, 5))
+    before = {name: t._version for name, t in cases.tensors(given).items()}
+    cases.call(op, given)
+    after = {name: t._version for name, t in cases.tensors(given).items()}
+    written = {name for name in before if name.startswith(("weight", "bias", "state.", "layers."))}
+    assert len(written) >= 3
+    assert {name for name in before if after[name] > before[name]} == written
+
+
 @cases.on_backends("ff_step_", dtypes=(torch.float16, torch.bfloat16))
 def test_small_coefficients_do_not_underflow(target):
     """Over many rows c is about 1 / (N M): y c vanishes in fp16 unless it is scaled."""
