@@ -212,6 +212,28 @@ def test_labels(isa, op, mode, classes):
 
 
 @on_each_isa
+@pytest.mark.parametrize("mode", ["highest", "bf16"])
+def test_more_classes_than_the_gradient_has_columns_in_a_block(isa, mode):
+    check("ff_label_step_", arguments("ff_label_step_", (9, 310, 19), mode, classes=300, peers=False), mode)
+
+
+@on_each_isa
+@pytest.mark.parametrize("op", ["ff_label_forward", "ff_label_step_", "ff_network_step_"])
+def test_a_strength_that_is_no_bf16_is_rounded_as_x_is(isa, op):
+    """0.3 is 0.30078125 there, as `overlay` writes it."""
+
+    def run(strength):
+        given = arguments(op, (9, 15, 19), "bf16")
+        if op == "ff_network_step_":
+            labels = (torch.arange(9) % 3, (torch.arange(9) + 1) % 3)
+            given |= {"sign": None, "x_sqnorm": None, "labels": labels, "num_classes": 3}
+        return twin.run(op, given | {"strength": strength})
+
+    rounded, exact = run(0.3), run(0.30078125)
+    assert all(torch.equal(t, exact[name]) for name, t in rounded.items())
+
+
+@on_each_isa
 @pytest.mark.parametrize("mode", MODES)
 def test_labelled_network(isa, mode):
     given = arguments("ff_network_step_", (40, 30, 50), mode)

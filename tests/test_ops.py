@@ -253,21 +253,26 @@ def test_zero_rows(op, target, normalize):
         assert torch.equal(results["y"][1], given["bias"].relu())
 
 
-@pytest.mark.parametrize("goodness", [1e4, 1e30])
+@pytest.mark.filterwarnings("ignore:overflow encountered")  # numpy's, in Triton's interpreter
+@pytest.mark.parametrize(("goodness", "temperature"), [(1e4, 1.0), (1e30, 1.0), (1e30, 1e-10)])
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 @cases.each_op_on_backends(ops=("ff_step_", "ff_network_step_"), dtypes=(torch.float32,))
-def test_huge_goodness(op, target, goodness, sign):
-    """g - theta of +-1e4 and beyond: loss and gradient are finite and right, where exp() overflows at 89."""
+def test_huge_goodness(op, target, goodness, temperature, sign):
+    """g - theta of +-1e4 and beyond: loss and gradient are finite and right, where exp() overflows at 89.
+
+    At the smallest temperature g / T is infinite.
+    """
     like = {"dtype": target.dtype, "device": target.device}
     x, weight = torch.full((2, 1), math.sqrt(goodness), **like), torch.ones(1, 1, **like)
     rate = 0.25 / goodness  # the gradient is 2 c y x
     optimizer = ff.SGD(lr=rate)
     signs = torch.full((2,), sign, **like)
     state = optimizer.init_state(weight)
+    options = {"normalize": "none", "threshold": 0.0, "temperature": temperature}
     if op == "ff_step_":
-        _, total, loss = ff.ff_step_(x, signs, weight, None, state, optimizer, normalize="none", threshold=0.0)
+        _, total, loss = ff.ff_step_(x, signs, weight, None, state, optimizer, **options)
     else:
-        record = ff.FFLayer(weight, None, state, optimizer, normalize="none", threshold=0.0)
+        record = ff.FFLayer(weight, None, state, optimizer, **options)
         total, loss = ff.ff_network_step_(x, signs, [record])
     assert total.flatten().tolist() == pytest.approx([goodness] * 2, rel=1e-6)
     assert loss.item() == pytest.approx(0.0 if sign > 0 else goodness, rel=1e-6)

@@ -41,7 +41,7 @@ void Layer<Core, T>::scale_strip(int64_t row, int64_t count, int64_t first, int6
         }
         store(bias + n, begin_bias ? dz : load(bias + n) + dz);
         dz *= r;
-        if (label) store(label + n, load(label + n) + labels_.strength * dz);
+        if (label) store(label + n, load(label + n) + strength_ * dz);
         store(to + n, begin_row ? dz : load(to + n) + dz);
       }
     }

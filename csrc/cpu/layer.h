@@ -31,7 +31,11 @@ constexpr int64_t kPartCols = 128;  // columns whose share of the goodness is su
 template <typename Core, typename T>
 class Layer {
  public:
-  Layer(const Job& job, int64_t threads) : job_(job), labels_(job.labels), all_rows_(job.rows * job.labels.candidates) {
+  Layer(const Job& job, int64_t threads)
+      : job_(job),
+        labels_(job.labels),
+        strength_(rounded(job.labels.strength)),
+        all_rows_(job.rows * job.labels.candidates) {
     // a given gradient: the optimizer alone, which moves memory for as long as products of some rows take
     const double work = 2.0 * static_cast<double>(job.given_weight ? kStripRows : all_rows_) * job.cols * job.depth;
     threads_ = larger<int64_t>(1, smaller<int64_t>(threads, static_cast<int64_t>(work / Core::kThreadWork)));
@@ -74,7 +78,7 @@ class Layer {
     if (job_.loss) {
       double total = 0;
       for (int64_t m = 0; m < all_rows_; ++m) total += losses_[m];
-      *job_.loss = static_cast<float>(job_.temperature * total / static_cast<double>(all_rows_));
+      *job_.loss = static_cast<float>(total / static_cast<double>(all_rows_));
     }
   }
 
@@ -283,10 +287,10 @@ class Layer {
         }
         if (job_.loss) {
           const float sign = labels_.num_classes > 0 ? (c == 0 ? 1.f : -1.f) : job_.sign[row0_ + row];
-          const float u = -sign * (job_.goodness[result] / job_.divisor - job_.threshold) / job_.temperature;
-          // softplus(u) and sigmoid(u) without overflow
+          const float v = -sign * (job_.goodness[result] / job_.divisor - job_.threshold), u = v / job_.temperature;
+          // T softplus(u) and sigmoid(u) without overflow; v may be finite where u is not
           const float small = std::exp(u > 0.f ? -u : u);
-          losses_[result] = (u > 0.f ? u : 0.f) + std::log1p(small);
+          losses_[result] = (v > 0.f ? v : 0.f) + job_.temperature * std::log1p(small);
           const float sigmoid = u > 0.f ? 1.f / (1.f + small) : small / (1.f + small);
           coef_[kept] = -sign * sigmoid / (job_.divisor * static_cast<float>(all_rows_));
         } else if (job_.gradient) {
@@ -328,6 +332,7 @@ class Layer {
 
   const Job& job_;
   const Labels& labels_;
+  const float strength_;  // as a number of x's type
   int64_t all_rows_, threads_, depth_, block_rows_, blocks_, grad_rows_ = 0;
   int64_t col_blocks_ = 0, col_block_ = 0, col_parts_ = 0;
   int64_t grad_share_ = 0, grad_block_ = 0, grad_cols_ = 0, grad_depth_ = 0;  // columns of a thread, a block, all

@@ -53,7 +53,7 @@ void Layer<Core, T>::pack_strip(int64_t row, float* space) {
     if (job_.x_sqnorm) {
       q = job_.x_sqnorm[row0_ + row + i];
     } else if (job_.normalize != Normalize::none) {
-      q = squared_norm(x + i * stride, depth) + labels_.strength * labels_.strength;
+      q = squared_norm(x + i * stride, depth) + strength_ * strength_;
     }
     const float divisor = job_.normalize == Normalize::rms ? static_cast<float>(depth) : 1.f;
     scale_[row + i] = job_.normalize == Normalize::none ? 1.f : 1.f / (__builtin_sqrtf(q / divisor) + job_.eps);
@@ -96,7 +96,7 @@ void Layer<Core, T>::pack_panel(int64_t index, int64_t panel, const WeightPart& 
   for (int64_t c = 0; c < labels_.num_classes; ++c) {
     for (int64_t n = 0; n < used; ++n) {
       const T value = weight[n * job_.weight.row_stride + c * job_.weight.col_stride];
-      part.labels[c * col_block_ + at + n] = labels_.strength * get(value);
+      part.labels[c * col_block_ + at + n] = strength_ * get(value);
     }
   }
 }
