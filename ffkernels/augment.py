@@ -110,4 +110,6 @@ def _images(x: Tensor, image_shape: tuple[int, int, int] | None, owner: str) -> 
         return x
     if image_shape is None:
         raise ValueError(f"image_shape must be given to {owner} for flat inputs (B, K), got None")
-    return x.view(len(x), *image_shape)
+    if len(image_shape) != 3 or math.prod(image_shape) != x.shape[1]:
+        raise ValueError(f"image_shape must be (C, H, W) with C H W = K = {x.shape[1]}, got {image_shape}")
+    return x.reshape(len(x), *image_shape)

@@ -172,6 +172,9 @@ class use_backend:
         _switch(name)
 
     def __enter__(self) -> use_backend:
+        if current_backend() != self.name:  # it was made before, and another setting has followed
+            self._before = current_backend()
+            _switch(self.name)
         return self
 
     def __exit__(

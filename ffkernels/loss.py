@@ -63,6 +63,21 @@ class Loss(Protocol):
         ...
 
 
+def evaluate(
+    loss: Loss,
+    goodness: Tensor,  # (2 B,)
+    sign: Tensor,  # (2 B,)
+) -> tuple[Tensor, Tensor]:  # loss (), d loss / d g (2 B,)
+    """What the loss gives; TypeError or ValueError where a function of one's own gives something else."""
+    given = loss(goodness, sign)
+    if not isinstance(given, (tuple, list)) or len(given) != 2:
+        raise TypeError(f"loss must return two tensors, itself () and d loss / d g (2 B,), got {type(given).__name__}")
+    value, slope = given
+    checks.like("what loss returns first", value, (), "()", goodness.dtype, goodness.device)
+    checks.like("d loss / d g", slope, tuple(goodness.shape), "(2 B,)", goodness.dtype, goodness.device)
+    return value, slope
+
+
 @dataclass(frozen=True)
 class Logistic:
     """mean_m T softplus(-s_m (g_m - theta) / T) (Hinton 2022, section 2, equation 1), as a `Loss`.

@@ -261,9 +261,10 @@ class FFNet(nn.Module):
             raise ValueError(f"prediction by {by!r} with candidates {candidates!r} needs a net with a head")
         if candidates is not None:
             checks.count("candidates", candidates, 1, self._classes(), "labels that the head lets through")
-        chosen = list(range(len(self.layers)) if layers is None else layers)
-        if not chosen or not all(-len(self.layers) <= i < len(self.layers) for i in chosen):
-            raise ValueError(f"layers must hold indices of the {len(self.layers)} layers, got {chosen}")
+        count = len(self.layers)
+        chosen = list(range(count) if layers is None else layers if isinstance(layers, Iterable) else ())
+        if not chosen or not all(isinstance(i, int) and -count <= i < count for i in chosen):
+            raise ValueError(f"layers must hold indices of the {count} layers, got {layers!r}")
         return chosen
 
     def label_scores(

@@ -14,7 +14,7 @@ from .batches import Draws
 from .dropout import dropout
 from .hybrid import ImageNegatives
 from .layer import FFLinear, signs
-from .loss import Logistic, Loss
+from .loss import Logistic, Loss, evaluate
 from .negatives import Negatives
 from .nn import FFNet, NetStep
 from .selection import Selection
@@ -169,7 +169,7 @@ class Stage:
                 inputs, layer.weight, layer.bias, x_sqnorm=sqnorm, return_p=True, **layer.forward_options()
             )
             gs.append(total / layer.divisor)
-            loss, coef = loss_of(gs[-1], sign)
+            loss, coef = evaluate(loss_of, gs[-1], sign)
             losses.append(loss)
             updates.append((layer, inputs, sqnorm, y, p, coef / layer.divisor))
             sqnorm = total

@@ -104,13 +104,22 @@ class LearningRate:
             group["lr"] = rate
 
 
-def check_validation(validation: Any) -> None:
+def check_validation(net: FFNet, validation: Any) -> None:
     if validation is None:
         return
     if not isinstance(validation, (tuple, list)) or len(validation) != 2:
         raise TypeError(f"validation must be (x, labels), got {type(validation).__name__}")
     checks.inputs("validation[0]", validation[0])
     checks.labels("validation[1]", validation[1], validation[0], dims=1)
+    x, inputs = validation[0], getattr(net, "inputs", net.stack[0].in_features)
+    if len(x) == 0 or x[0].numel() != inputs:
+        raise ValueError(f"validation[0] must have at least one row, each of {inputs} inputs, got {tuple(x.shape)}")
+
+
+def counted(net: FFNet, stop: int) -> list[int]:
+    """Whose goodness counts when the layers below ``stop`` are trained: those of the net's choice, or all of them."""
+    chosen = range(len(net)) if net.predict_layers is None else [i % len(net) for i in net.predict_layers]
+    return [i for i in range(stop) if i in chosen] or list(range(stop))
 
 
 def error_percent(net: FFNet, x: Tensor, labels: Tensor, *, layers: Sequence[int] | None = None) -> float:
@@ -232,7 +241,7 @@ def fit(
         raise ValueError(f"negatives must be labels for a {type(net).__name__}, got {type(negatives).__name__}")
     if selection is not None and (net.head is None or head_epochs):
         raise ValueError("selection must be None but for a net with a head that is trained beside the layers")
-    check_validation(validation)
+    check_validation(net, validation)
     if device is not None and spool_dir is None:
         raise ValueError("device is for spool_dir; without one, move the net: net.to(device)")
     batches = make_batches(data, labels, batch_size)
@@ -392,7 +401,8 @@ class Run:
         assert self.validation is not None
         average = self.net.average
         with contextlib.nullcontext() if average is None else average.applied(self.net):
-            layers = None if stage.only is None else range(stage.trained.stop)
+            whole = stage.only is None or stage.only == len(self.net)
+            layers = None if whole else counted(self.net, stage.trained.stop)
             return error_percent(self.net, *self.validation, layers=layers)
 
 

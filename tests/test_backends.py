@@ -45,6 +45,15 @@ def test_use_backend_as_a_context_manager():
     assert ff.current_backend() == before
 
 
+def test_use_backend_made_before_is_the_setting_of_its_block():
+    made = ff.use_backend("reference")
+    ff.use_backend("auto")
+    for _ in range(2):
+        with made:
+            assert ff.current_backend() == "reference"
+        assert ff.current_backend() == "auto"
+
+
 def test_use_backend_restores_after_an_error():
     before = ff.current_backend()
     with pytest.raises(KeyError), ff.use_backend("reference"):

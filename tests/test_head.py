@@ -159,6 +159,8 @@ def test_prediction_arguments():
         ({"candidates": 4}, r"candidates must be in \[1, 3\]"),
         ({"predict_layers": []}, "layers must hold indices"),
         ({"predict_layers": [3]}, "layers must hold indices"),
+        ({"predict_layers": 1}, "layers must hold indices of the 3 layers, got 1"),
+        ({"predict_layers": [1.0]}, r"layers must hold indices of the 3 layers, got \[1.0\]"),
     ):
         with pytest.raises(ValueError, match=message):
             make_net(**options)

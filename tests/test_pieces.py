@@ -137,8 +137,9 @@ def test_shift_arguments():
         ff.Shift(0)
     with pytest.raises(ValueError, match="image_shape must be given"):
         ff.Shift(1)(torch.rand(3, 20), torch.Generator())
-    with pytest.raises(RuntimeError, match="invalid for input"):
-        ff.Shift(1, (1, 3, 3))(torch.rand(3, 20), torch.Generator())
+    for shape in ((1, 3, 3), (4, 5)):
+        with pytest.raises(ValueError, match=r"image_shape must be \(C, H, W\) with C H W = K = 20, got"):
+            ff.Shift(1, shape)(torch.rand(3, 20), torch.Generator())
 
 
 def test_average_is_the_recurrence():

@@ -108,6 +108,35 @@ def test_a_loss_that_fails_changes_nothing():
     assert same_bits(before, state(net))
 
 
+@pytest.mark.parametrize("head_epochs", [0, 2])
+def test_the_last_error_of_greedy_training_is_that_of_predict(head_epochs):
+    torch.manual_seed(3)
+    head = ff.SoftmaxHead([7, 5], 3, optimizer=ff.SGD(lr=0.1)) if head_epochs else None
+    layers = [ff.FFLinear(12, 7), ff.FFLinear(7, 5)]
+    net = ff.FFNet(layers, num_classes=3, predict_layers=[-1], head=head)
+    records = fit(net, mode="greedy", head_epochs=head_epochs, validation=(X, LABELS))
+    assert records[-1]["error"] == ff.error_percent(net, X, LABELS)
+    assert records[-1]["error"] != ff.error_percent(net, X, LABELS, layers=[0, 1])
+
+
+@pytest.mark.parametrize(
+    ("loss", "error", "message"),
+    [
+        (lambda g, s: g.mean(), TypeError, r"loss must return two tensors, .*, got Tensor"),
+        (lambda g, s: (0.5, s), TypeError, "what loss returns first must be a tensor, got float"),
+        (lambda g, s: (g, s), ValueError, r"what loss returns first must have shape \(\) = \(\), got \(32,\)"),
+        (lambda g, s: (g.mean(), s[:3]), ValueError, r"d loss / d g must have shape \(2 B,\) = \(32,\), got \(3,\)"),
+        (lambda g, s: (g.mean(), s.half()), TypeError, "d loss / d g must be torch.float32, got torch.float16"),
+    ],
+)
+def test_what_a_loss_of_ones_own_must_return(loss, error, message):
+    net = make_full(head=False)
+    before = state(net)
+    with pytest.raises(error, match=message):
+        fit(net, loss=loss)
+    assert same_bits(before, state(net))
+
+
 def test_negatives_of_ones_own():
     seen = []
 
@@ -169,6 +198,8 @@ def test_arguments_of_the_pieces():
         ({"negatives": "hard"}, "negatives must be a function"),
         ({"augment": 1}, "augment must be a function"),
         ({"validate_every": 0}, "validate_every"),
+        ({"validation": (X[:0], LABELS[:0])}, r"validation\[0\] must have at least one row"),
+        ({"validation": (X[:, :5], LABELS)}, r"validation\[0\] must have .*, each of 12 inputs, got \(50, 5\)"),
         ({"negatives": ff.HardLabels()}, "HardLabels needs a net with a softmax head"),
     ):
         net = make()

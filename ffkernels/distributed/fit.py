@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import checks
-from ..training import MODES, LearningRate, Record, check_validation, status
+from ..training import MODES, LearningRate, Record, check_validation, counted, status
 from .data import Shards
 from .group import watch
 from .model import ParallelModel
@@ -67,7 +67,7 @@ def fit(
         checks.number("lr", lr, 0.0)
     if model.net.num_classes is None:
         raise ValueError("fit needs a net with num_classes, to write labels over the input; it is None")
-    check_validation(validation)
+    check_validation(model.net, validation)
     shards = Shards(data, labels, batch_size, model.replicas, model.replica, workers)
     records = list(history or ())
     rate = LearningRate([layer for _, layer in model.layers], None, lr, schedule, None)
@@ -148,7 +148,7 @@ class _Loop:
         record.update(lr=self.rate.value(), rows_per_second=rows / seconds, seconds=seconds)
         if self.validation is not None:
             due = (own_epoch + 1) % self.validate_every == 0 or own_epoch + 1 == self.epochs
-            record["error"] = self._error(None if self.only is None else range(self.trained.stop)) if due else None
+            record["error"] = self._error() if due else None
         return model._from_main(record)  # times differ between ranks
 
     def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor] | None]:
@@ -170,10 +170,11 @@ class _Loop:
         for micro, part in zip(plan, parts, strict=True):
             stage.feed(micro, part)
 
-    def _error(self, layers: range | None) -> float:
+    def _error(self) -> float:
         """Percent of the validation rows whose predicted label is wrong."""
         assert self.validation is not None
         x, labels = self.validation
+        layers = None if self.only is None else counted(self.model.net, self.trained.stop)
         predicted = self.model.predict(x, layers=layers)
         return 100.0 * (predicted.cpu() != labels.cpu()).double().mean().item()
 
