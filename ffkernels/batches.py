@@ -79,20 +79,28 @@ class LoaderBatches:
             yield x, labels, None
 
 
-def make_batches(data: Any, labels: Tensor | None, batch_size: int) -> TensorBatches | LoaderBatches:
-    """Minibatches of what fit was given, checked."""
+def given_tensors(data: Any, labels: Tensor | None, other: str) -> tuple[Any, Tensor | None]:
+    """x and labels as fit takes them, checked; or ``data`` that is ``other`` than tensors, and None."""
     if isinstance(data, (tuple, list)) and len(data) == 2 and labels is None and isinstance(data[0], Tensor):
         data, labels = data
-    if isinstance(data, Tensor):
-        if labels is None:
-            raise ValueError("labels must be given with a tensor of inputs, got None")
-        checks.inputs("data", data)
-        checks.labels("labels", labels, data, dims=1)
-        if len(data) == 0:
-            raise ValueError(f"data must have at least one row, got shape {tuple(data.shape)}")
-        return TensorBatches(data, labels, batch_size)
+    if not isinstance(data, Tensor):
+        if labels is not None:
+            raise ValueError(f"labels must be None with {other}, which gives them itself")
+        return data, None
+    if labels is None:
+        raise ValueError("labels must be given with a tensor of inputs, got None")
+    checks.inputs("data", data)
+    checks.labels("labels", labels, data, dims=1)
+    if len(data) == 0:
+        raise ValueError(f"data must have at least one row, got shape {tuple(data.shape)}")
+    return data, labels
+
+
+def make_batches(data: Any, labels: Tensor | None, batch_size: int) -> TensorBatches | LoaderBatches:
+    """Minibatches of what fit was given, checked."""
+    data, labels = given_tensors(data, labels, "a loader")
     if labels is not None:
-        raise ValueError("labels must be None with a loader, which gives them itself")
+        return TensorBatches(data, labels, batch_size)
     if not (isinstance(data, Iterable) and isinstance(data, Sized)):
         raise TypeError(
             f"data must be tensors or a loader with a length that gives (x, labels), got {type(data).__name__}"

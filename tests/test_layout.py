@@ -142,7 +142,7 @@ def test_a_dataset_gives_what_tensors_give(workers):
         (torch.rand(3, 4), None, ValueError, "labels must be given"),
         (torch.utils.data.TensorDataset(torch.rand(3, 4)), torch.zeros(3).long(), ValueError, "labels must be None"),
         (torch.utils.data.DataLoader(torch.rand(3, 4)), None, TypeError, "data must be tensors or a dataset"),
-        (torch.rand(0, 4), torch.zeros(0).long(), ValueError, "number of rows of data"),
+        (torch.rand(0, 4), torch.zeros(0).long(), ValueError, "data must have at least one row"),
         (7, None, TypeError, "data must be tensors or a dataset"),
     ],
 )

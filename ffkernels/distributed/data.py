@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from .. import checks
-from ..batches import Draws
+from ..batches import Draws, given_tensors
 
 
 def shares(rows: int, parts: int) -> list[int]:
@@ -76,22 +76,15 @@ class Shards:
     def __init__(
         self, data: Any, labels: Tensor | None, batch_size: int, replicas: int, rank: int, workers: int = 0
     ) -> None:
-        if isinstance(data, (tuple, list)) and len(data) == 2 and labels is None and isinstance(data[0], Tensor):
-            data, labels = data
-        if isinstance(data, Tensor):
-            if labels is None:
-                raise ValueError("labels must be given with a tensor of inputs, got None")
-            checks.inputs("data", data)
-            checks.labels("labels", labels, data, dims=1)
-        elif labels is not None:
-            raise ValueError("labels must be None with a dataset, which gives them itself")
-        elif isinstance(data, DataLoader) or not (hasattr(data, "__getitem__") and isinstance(data, Sized)):
+        data, labels = given_tensors(data, labels, "a dataset")
+        if isinstance(data, DataLoader) or not (hasattr(data, "__getitem__") and isinstance(data, Sized)):
             raise TypeError(
                 f"data must be tensors or a dataset with an index and a length that gives (x, label) (the batches are "
                 f"made here: their parts belong to ranks), got {type(data).__name__}"
             )
         checks.count("the number of rows of data", len(data), 1, 2**62, "at least one")
-        self.data, self.labels, self.workers = data, labels, workers
+        self.data: Any = data
+        self.labels, self.workers = labels, workers
         self.sampler = ShardedSampler(len(data), batch_size, replicas=replicas, rank=rank)
 
     @property
