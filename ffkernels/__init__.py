@@ -1,6 +1,6 @@
 """Fused kernels for Forward-Forward training (Hinton 2022): forward, goodness and local update in one pass."""
 
-from .augment import Affine, Shift
+from .augment import Affine, Chain, Noise, Shift
 from .average import WeightAverage
 from .backends import current_backend, explain, info, use_backend
 from .head import SoftmaxHead
@@ -26,6 +26,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Affine",
+    "Chain",
     "DrawnOnce",
     "EarlyStopping",
     "FFLayer",
@@ -42,6 +43,7 @@ __all__ = [
     "Loss",
     "Negatives",
     "NetStep",
+    "Noise",
     "Optimizer",
     "PairSoftplus",
     "PermutedLabels",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -103,6 +104,56 @@ class Affine:
             torch.add(across[:, None, :] * (2 / size), along[:, :, None] * (2 / size), out=where[..., i])
         result = functional.grid_sample(images, where, padding_mode="border", align_corners=False)
         return result.to(x.dtype).reshape(x.shape)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Noise on every pixel, uniform with mean 0: a net that sees no image twice cannot learn it by heart.
+
+    Bishop 1995 ("Training with noise is equivalent to Tikhonov regularization"). Of 256 values, a random byte each:
+    float draws take a tenth of a training step, bytes a fiftieth.
+
+    Args:
+        deviation: its standard deviation, in the units of the images.
+
+    Raises:
+        TypeError, ValueError: a wrong value; when called, images of integers.
+    """
+
+    deviation: float
+
+    def __post_init__(self) -> None:
+        checks.number("deviation", self.deviation, 0.0)
+
+    def __call__(
+        self,
+        x: Tensor,  # (B, K) or (B, C, H, W), of floats
+        generator: torch.Generator,  # on the CPU
+    ) -> Tensor:
+        """The images with noise: a new tensor of x's shape and dtype."""
+        if not x.is_floating_point():
+            raise TypeError(f"x must hold floats for Noise, got {x.dtype}")
+        words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None, generator=generator)
+        steps = words.view(torch.int8)[: x.numel()].to(x.device).to(torch.promote_types(x.dtype, torch.float32))
+        # from -128 to 127 in steps of 1: mean -1/2, variance (256^2 - 1) / 12
+        scale = self.deviation * (12 / (256**2 - 1)) ** 0.5
+        return torch.add(x, (steps + 0.5).view(x.shape), alpha=scale).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Augmentations one after the other.
+
+    Args:
+        pieces: functions as fit's ``augment``.
+    """
+
+    pieces: Sequence[Callable[[Tensor, torch.Generator], Tensor]]
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        for piece in self.pieces:
+            x = piece(x, generator)
+        return x
 
 
 def _images(x: Tensor, image_shape: tuple[int, int, int] | None, owner: str) -> Tensor:  # (B, C, H, W)

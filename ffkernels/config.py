@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import backends, checks
-from .augment import Affine, Shift
+from .augment import Affine, Chain, Noise, Shift
 from .average import WeightAverage
 from .data import Dataset, standardize
 from .head import SoftmaxHead
@@ -62,6 +62,7 @@ class TrainConfig:
             [0, 1]. The label's strength is in the units that result.
         shift: pixels by which every image may be moved each time (`Shift`); 0: none. affine: or by how many degrees it
             may be turned, by which share stretched and by how many pixels moved (`Affine`); none: not at all.
+        noise: standard deviation of what is added to every pixel each time (`Noise`), in the units of the net's input.
         hidden: the layers' widths.
         receptive_field: side in pixels of the window of the image that each unit of the first layer sees
             (`ReceptiveFields`); 0: all of it.
@@ -105,6 +106,7 @@ class TrainConfig:
     standardize: tuple[float, ...] = ()
     shift: int = 0
     affine: tuple[float, ...] = ()
+    noise: float = 0.0
     hidden: tuple[int, ...] = (500, 500)
     receptive_field: int = 0
     recurrent: bool = False
@@ -174,7 +176,7 @@ class TrainConfig:
         checks.count("shift", self.shift, 0, 2**15, "the largest move in pixels")
         if len(self.affine) not in (0, 3):
             raise ValueError(f"affine must hold degrees, a share and pixels, or nothing, got {self.affine}")
-        self.build_augment((1, 1, 1))  # checks affine
+        self.build_augment((1, 1, 1))  # checks affine and noise
         if self.shift and self.affine:
             raise ValueError(f"shift must be 0 with affine, which has a move of its own, got {self.shift}")
         if self.precision is not None:
@@ -334,12 +336,16 @@ class TrainConfig:
     def build_selection(self) -> HardInputs | None:
         return HardInputs(self.selected, self.selected_floor) if self.selected < 1 else None
 
-    def build_augment(self, image_shape: tuple[int, int, int]) -> Shift | Affine | None:
+    def build_augment(self, image_shape: tuple[int, int, int]) -> Chain | None:
+        pieces: list[Shift | Affine | Noise] = []
+        if self.shift:
+            pieces.append(Shift(self.shift, image_shape, self.pixels(torch.zeros(())).item()))  # black in their units
         if self.affine:
             degrees, scale, pixels = self.affine
-            return Affine(degrees, scale, pixels, image_shape)
-        black = self.pixels(torch.zeros(())).item()  # in the units of the images
-        return Shift(self.shift, image_shape, black) if self.shift else None
+            pieces.append(Affine(degrees, scale, pixels, image_shape))
+        if self.noise:
+            pieces.append(Noise(self.noise))
+        return Chain(tuple(pieces)) if pieces else None
 
     def build_constraint(self, image_shape: tuple[int, int, int], num_classes: int) -> ReceptiveFields | None:
         if not self.receptive_field:

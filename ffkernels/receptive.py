@@ -22,7 +22,7 @@ class ReceptiveFields:
     columns over which labels are written stay open to all units.
 
     Args:
-        size: side of the window in pixels, at most the image's shorter side.
+        size: side of the window in pixels; of an image that is smaller a window is the whole height or width.
         image_shape: (C, H, W) of the flat inputs, K = C H W; a window is of all channels.
         units: N of the first layer.
         num_classes: labels written over the first pixels; 0: none are.
@@ -39,7 +39,7 @@ class ReceptiveFields:
         self, size: int, image_shape: tuple[int, int, int], units: int, *, num_classes: int = 0, seed: int = 0
     ) -> None:
         channels, height, width = image_shape
-        checks.count("size", size, 1, min(height, width), "pixels, inside the image")
+        checks.count("size", size, 1, 2**15, "the side of a window in pixels")
         checks.count("units", units, 1, 2**31, "N of the first layer")
         checks.count("num_classes", num_classes, 0, math.prod(image_shape), "labels written over the first pixels")
         checks.count("seed", seed, -(2**63), 2**63, "any integer")
@@ -47,7 +47,8 @@ class ReceptiveFields:
         rows, columns = (_windows(size, side, units, draws) for side in (height, width))
         seen = (rows[:, :, None] & columns[:, None, :]).flatten(1).repeat(1, channels)
         seen[:, :num_classes] = True
-        self.mask, self.share = seen.float(), size * size / (height * width)
+        self.mask = seen.float()
+        self.share = min(size, height) * min(size, width) / (height * width)
 
     def begin(self, net: FFNet) -> None:
         """What initial weights lack: zeros outside of the windows, and inside the variance that this takes from z."""
@@ -71,6 +72,6 @@ class ReceptiveFields:
 
 def _windows(size: int, side: int, units: int, draws: torch.Generator) -> Tensor:  # (units, side) bool
     """For each unit ``size`` pixels in a row of ``side``."""
-    first = torch.randint(side - size + 1, (units, 1), generator=draws)
+    first = torch.randint(max(side - size, 0) + 1, (units, 1), generator=draws)
     pixel = torch.arange(side)
     return (pixel >= first) & (pixel < first + size)

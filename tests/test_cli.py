@@ -292,7 +292,8 @@ def test_flags_reach_the_config(data_dir, tmp_path, monkeypatch):
              "minimize", "--peer", "0.03", "--dropout", "0.1", "--loss", "hinge", "--alpha", "3", "--margin", "2",
              "--negatives", "hard", "--predict", "both", "--predict-layers", "2", "--candidates", "2",
              "--average", "0.9", "--warmup", "0.1", "--selected", "0.5", "--selected-floor", "0.2",
-             "--standardize", "0.2", "0.4", "--receptive-field", "3"]  # fmt: skip
+             "--standardize", "0.2", "0.4", "--receptive-field", "3", "--noise",
+             "0.25"]  # fmt: skip
     with pytest.raises(SystemExit):
         cli.main(["train", *options(data_dir), *flags, "--run-dir", "there"])
     assert seen == [
@@ -306,7 +307,7 @@ def test_flags_reach_the_config(data_dir, tmp_path, monkeypatch):
                 init="normal", direction="minimize", peer=0.03, dropout=0.1, loss="hinge", alpha=3.0, margin=2.0,
                 negatives="hard", head_layers=(2, 1), head_lr=0.3, head_weight_decay=0.01, predict="both",
                 predict_layers=(2,), candidates=2, average=0.9, warmup=0.1, selected=0.5, selected_floor=0.2,
-                standardize=(0.2, 0.4), receptive_field=3,
+                standardize=(0.2, 0.4), receptive_field=3, noise=0.25,
             ),
         )
     ]  # fmt: skip
@@ -405,6 +406,7 @@ USAGE = {
     "--dropout 1": "dropout must be",
     "--peer -1": "peer must be finite and >= 0",
     "--shift -1": "shift must be in",
+    "--noise -1": "deviation must be finite and >= 0",
     "--affine 10 0.1": "affine must hold degrees, a share and pixels, or nothing, got",
     "--affine 10 1 1": r"scale must be in \[0, 1\), got 1.0",
     "--affine 10 0.1 1 --shift 1": "shift must be 0 with affine",

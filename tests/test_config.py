@@ -34,9 +34,9 @@ def test_config_builds_the_pieces():
     once = TrainConfig(negatives="permuted", negatives_once=True)
     assert once.build_negatives((1, 4, 5)) == ff.DrawnOnce(ff.PermutedLabels())
     scaled = TrainConfig(standardize=(0.25, 0.5), shift=1)
-    assert scaled.build_augment((1, 4, 5)) == ff.Shift(1, (1, 4, 5), fill=-0.5)
-    warped = TrainConfig(affine=(10.0, 0.1, 1.5)).build_augment((1, 4, 5))
-    assert warped == ff.Affine(degrees=10.0, scale=0.1, pixels=1.5, image_shape=(1, 4, 5))
+    assert scaled.build_augment((1, 4, 5)) == ff.Chain((ff.Shift(1, (1, 4, 5), fill=-0.5),))
+    warp = ff.Affine(degrees=10.0, scale=0.1, pixels=1.5, image_shape=(1, 4, 5))
+    assert TrainConfig(affine=(10.0, 0.1, 1.5), noise=0.5).build_augment((1, 4, 5)) == ff.Chain((warp, ff.Noise(0.5)))
     x = torch.rand(3, 20)
     assert torch.equal(scaled.pixels(x), (x - 0.25) / 0.5)
     assert TrainConfig().pixels(x) is x
@@ -66,7 +66,7 @@ def test_config_builds_the_pieces():
     assert [(a.in_features, a.out_features) for a in recurrent.layers] == [(25, 6), (9, 5)]
     assert (recurrent.damping, recurrent.learned, recurrent.judged) == (0.5, (2, 3), (3,))
     assert recurrent.label_strength == 3.0
-    assert config.build_augment((1, 4, 5)) == ff.Shift(2, (1, 4, 5))
+    assert config.build_augment((1, 4, 5)) == ff.Chain((ff.Shift(2, (1, 4, 5)),))
     assert config.build_losses() is None
     plain = TrainConfig(hidden=(6, 5), loss="hinge", margin=2.0)
     assert (plain.build_augment((1, 4, 5)), plain.build_negatives((1, 4, 5))) == (None, ff.UniformLabels())

@@ -122,6 +122,39 @@ def test_affine_arguments():
         ff.Affine(1)(torch.zeros(2, 1, 4, 5, dtype=torch.uint8), torch.Generator())
 
 
+@pytest.mark.parametrize("shape", [(50, 123), (7, 2, 4, 5)])
+def test_noise(shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    before, noisy = x.clone(), ff.Noise(0.5)(x, torch.Generator().manual_seed(1))
+    assert torch.equal(noisy, ff.Noise(0.5)(x, torch.Generator().manual_seed(1)))
+    assert not torch.equal(noisy, ff.Noise(0.5)(x, torch.Generator().manual_seed(2)))
+    assert torch.equal(x, before)
+    noise = noisy - x
+    n, limit = noise.numel(), 0.5 * 3**0.5
+    assert noise.abs().max() <= limit
+    assert noise.mean().abs() < 4 * 0.5 / n**0.5
+    assert noise.square().mean().item() == pytest.approx(0.25, rel=4 * 0.9 / n**0.5)
+    counts = torch.histc(noise, 8, -limit, limit)  # uniform
+    assert ((counts - n / 8) ** 2 / (n / 8)).sum() < 24.4  # 99.9 %
+    left, right = noise.flatten()[:-1], noise.flatten()[1:]
+    assert (left * right).mean().abs() < 4 * 0.25 / n**0.5
+    assert torch.allclose(ff.Noise(0.5)(x.bfloat16(), torch.Generator().manual_seed(1)).float(), noisy, atol=0.03)
+    assert torch.equal(ff.Noise(0.0)(x, torch.Generator()), x)
+
+
+def test_augmentations_one_after_the_other():
+    x, draws = torch.rand(5, 1, 4, 5), torch.Generator().manual_seed(1)
+    chained = ff.Chain([ff.Shift(1), ff.Noise(0.5)])(x, torch.Generator().manual_seed(1))
+    assert torch.equal(chained, ff.Noise(0.5)(ff.Shift(1)(x, draws), draws))
+
+
+def test_noise_arguments():
+    with pytest.raises(ValueError, match="deviation must be finite and >= 0"):
+        ff.Noise(-0.1)
+    with pytest.raises(TypeError, match=r"floats for Noise, got torch\.int64"):
+        ff.Noise(1.0)(torch.zeros(2, 20, dtype=torch.int64), torch.Generator())
+
+
 def test_standardize():
     x = torch.rand(40, 6, generator=torch.Generator().manual_seed(0))
     found = standardize(x, x.mean().item(), x.std().item())

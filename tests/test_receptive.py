@@ -30,6 +30,7 @@ def test_every_unit_sees_a_window_and_the_label():
     hidden[:, :3] = mask[:, 20:23]
     assert torch.equal(hidden, mask[:, 20:])
     assert ff.ReceptiveFields(3, SHAPE, 500).mask.view(500, 3, 4).sum((1, 2)).eq(9).all()
+    assert ff.ReceptiveFields(5, SHAPE, 7).mask.all()  # as large as the image
 
 
 def test_the_windows_are_the_seeds():
@@ -73,6 +74,8 @@ def test_a_config_begins_with_the_windows():
     assert torch.equal(net.layers[0].weight, dense.build_net((1, 9, 10), 4).layers[0].weight * mask * 10**0.5)
     assert torch.equal(net.average.layers_0_weight, net.layers[0].weight)
     assert dense.build_constraint((1, 9, 10), 4) is None
+    whole, all_seen = (c.build_net((1, 2, 3), 4).layers[0].weight for c in (config, dense))
+    assert torch.equal(whole, all_seen)
     without = {"negatives": "hybrid", "predict": "head", "head_layers": (2,), "head_epochs": 1}
     bare = TrainConfig(hidden=(300, 5), receptive_field=3, **without).build_constraint((1, 9, 10), 4).mask
     assert bare.sum(1).eq(9).all()
@@ -80,8 +83,7 @@ def test_a_config_begins_with_the_windows():
 
 def test_wrong_fields_are_refused():
     for options, message in (
-        ({"size": 4}, r"size must be in \[1, 3\]"),
-        ({"size": 0}, r"size must be in \[1, 3\]"),
+        ({"size": 0}, r"size must be in \[1, 32768\]"),
         ({"num_classes": 13}, r"num_classes must be in \[0, 12\]"),
         ({"units": 0}, "units must be"),
     ):

@@ -63,7 +63,7 @@ VARIANTS = {
     "hinton": {
         "optimizer": "hinton_sgd", "peer": 0.1, "dropout": 0.2, "negatives": "hard", "head_layers": (1, 2),
         "predict": "both", "average": 0.9, "shift": 1, "init": "normal", "warmup": 0.2, "validate_every": 3,
-        "selected": 0.5, "receptive_field": 3,
+        "selected": 0.5, "receptive_field": 3, "noise": 0.3,
     },
     "pairs, low is positive": {"loss": "pair", "direction": "minimize", "lr_schedule": "constant-linear"},
     "without labels": {

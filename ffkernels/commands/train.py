@@ -268,6 +268,13 @@ def add_train(commands: Any) -> argparse.ArgumentParser:
     flag(g, "--shift", "move each image by up to so many pixels every time, at random", type=int, metavar="PIXELS")
     flag(g, "--affine", "turn each image by up to DEGREES, stretch it by up to SHARE and move it by up to PIXELS every "
          "time, at random", type=float, nargs="*", metavar=("DEGREES", "SHARE PIXELS"), shown="none")  # fmt: skip
+    flag(
+        g,
+        "--noise",
+        "standard deviation of noise on every pixel, after they are standardised",
+        type=float,
+        metavar="STD",
+    )
 
     g = p.add_argument_group("network")
     flag(g, "--hidden", "width of each layer", type=int, nargs="+", metavar="N")

@@ -88,9 +88,9 @@ def begun(runs: Path) -> Path | None:
 def check_config(config: TrainConfig) -> None:
     """ValueError names what one process can do and several cannot."""
     simple = {
-        "loss": "logistic", "negatives": "uniform", "shift": 0, "affine": (), "head_layers": (), "average": 0.0,
-        "dropout": 0.0, "direction": "maximize", "candidates": None, "recurrent": False, "negatives_once": False,
-        "receptive_field": 0,
+        "loss": "logistic", "negatives": "uniform", "shift": 0, "affine": (), "noise": 0.0, "head_layers": (),
+        "average": 0.0, "dropout": 0.0, "direction": "maximize", "candidates": None, "recurrent": False,
+        "negatives_once": False, "receptive_field": 0,
     }  # fmt: skip
     if other := {name: getattr(config, name) for name, value in simple.items() if getattr(config, name) != value}:
         raise ValueError(
