@@ -51,7 +51,10 @@ class ReceptiveFields:
         self.share = min(size, height) * min(size, width) / (height * width)
 
     def begin(self, net: FFNet) -> None:
-        """What initial weights lack: zeros outside of the windows, and inside the variance that this takes from z."""
+        """Of initial weights: zeros outside of the windows, and inside the variance that this takes from z.
+
+        To be called before an average of the net is made, which begins with its weights.
+        """
         self(net)
         net.stack[0].weight.mul_(self.share**-0.5)
 
