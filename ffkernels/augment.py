@@ -134,10 +134,10 @@ class Noise:
         if not x.is_floating_point():
             raise TypeError(f"x must hold floats for Noise, got {x.dtype}")
         words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None, generator=generator)
-        steps = words.view(torch.int8)[: x.numel()].to(x.device).to(torch.promote_types(x.dtype, torch.float32))
+        steps = words.view(torch.int8)[: x.numel()].view(x.shape).to(x.device)
         # from -128 to 127 in steps of 1: mean -1/2, variance (256^2 - 1) / 12
         scale = self.deviation * (12 / (256**2 - 1)) ** 0.5
-        return torch.add(x, (steps + 0.5).view(x.shape), alpha=scale).to(x.dtype)
+        return torch.add(x, steps, alpha=scale).add_(scale / 2)  # nothing large beside the result: its pages cost more
 
 
 @dataclass(frozen=True)
