@@ -46,7 +46,7 @@ def _describe(found: dict[str, Any]) -> str:
         lines.append(f"  {name:<14}{state}")
     for device, chosen in found["auto"].items():
         lines.append(f"setting {found['backend']!r}; for float32 tensors on {device} 'auto' chooses:")
-        lines += [f"  {op:<18}{backend}" for op, backend in chosen.items()]
+        lines += [f"  {op:<20}{backend}" for op, backend in chosen.items()]
     return "\n".join(lines)
 
 
