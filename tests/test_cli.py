@@ -281,7 +281,7 @@ def test_every_choice_of_a_run_has_a_flag_whose_help_states_its_default():
 def test_flags_reach_the_config(data_dir, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        train, "_create", lambda path, config, dataset, launch: seen.append((path, config)) or sys.exit(9)
+        train, "_create", lambda path, name, config, dataset, launch: seen.append((path, config)) or sys.exit(9)
     )
     flags = ["--activation", "gelu", "--normalize", "l2", "--label-strength", "2", "--goodness", "mean", "--threshold",
              "2.5", "--temperature", "0.5", "--head-layers", "2", "1", "--head-lr", "0.3", "--head-weight-decay",
@@ -318,7 +318,7 @@ def test_a_preset_is_the_flags_that_the_list_shows(name, data_dir, tmp_path, mon
     seen = []
     monkeypatch.setattr(data, "load", lambda *args: load_mnist(data_dir))
     monkeypatch.setattr(
-        train, "_create", lambda path, config, dataset, launch: seen.append((str(path), config)) or sys.exit(9)
+        train, "_create", lambda path, name, config, dataset, launch: seen.append((name, config)) or sys.exit(9)
     )
     with pytest.raises(SystemExit) as ended:
         cli.main(["train", "--list-presets"])
@@ -328,8 +328,8 @@ def test_a_preset_is_the_flags_that_the_list_shows(name, data_dir, tmp_path, mon
     for arguments in (["--preset", name], flags, ["--preset", name, "--seed", "7", "--hidden", "5", "4", "3"]):
         with pytest.raises(SystemExit):
             cli.main(["train", *arguments])
-    (path, preset), (_, same), (_, changed) = seen
-    assert path.endswith(f"-tiny-{name}")
+    (folder, preset), (_, same), (_, changed) = seen
+    assert folder == f"tiny-{name}"
     assert dataclasses.asdict(preset) == dataclasses.asdict(same)
     assert type(preset) is PRESETS[name]
     assert dataclasses.asdict(changed) == {**dataclasses.asdict(preset), "seed": 7, "hidden": (5, 4, 3)}
