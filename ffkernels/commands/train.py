@@ -231,6 +231,7 @@ def _by_name(defaults: dict[str, Any]) -> str:
 def add_train(commands: Any) -> argparse.ArgumentParser:
     p: argparse.ArgumentParser = commands.add_parser(
         "train",
+        usage="%(prog)s [OPTION ...]",  # all of them before an error's one line would hide it
         help="train a network and measure its test error",
         description="Train a Forward-Forward network. The run's folder keeps its configuration, metrics, checkpoints "
         "and pictures; a run that was stopped, in whatever way, goes on with --resume.",
