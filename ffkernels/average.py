@@ -36,13 +36,13 @@ class WeightAverage(nn.Module):
     def _pairs(self, module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
         return list(self.buffers()), [p.detach() for p in module.parameters()]
 
-    @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
         """To be called after every step, with its number from 1 on."""
         k, rest = divmod(step, self.every)
         if rest == 0:
             averages, weights = self._pairs(module)
-            torch._foreach_lerp_(averages, weights, 1 - min(self.decay, (1 + k) / (10 + k)))
+            with torch.no_grad():
+                torch._foreach_lerp_(averages, weights, 1 - min(self.decay, (1 + k) / (10 + k)))
 
     @torch.no_grad()
     def copy_to(self, module: nn.Module) -> None:

@@ -76,7 +76,8 @@ def precision(value: str | None) -> str:
     """``value``, or torch's own setting for None."""
     if value is None:
         return _torch_precision()
-    option("precision", value, PRECISIONS)
+    if value not in PRECISIONS:
+        option("precision", value, PRECISIONS)
     return value
 
 

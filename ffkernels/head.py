@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -87,12 +88,12 @@ class SoftmaxHead(nn.Module):
         labels: Tensor,  # (B,)
     ) -> tuple[Tensor, Tensor]:  # logits (B, C) from before the update, loss ()
         """One step down the mean cross entropy."""
-        # ParameterList and ModuleList make many calls of this
-        weights: list[Tensor] = [*self.weights._parameters.values()]  # type: ignore[list-item]  # none of them is None
+        modules: dict[str, Any] = self._modules  # ParameterList and ModuleList would make many calls of what follows
+        weights: list[Tensor] = [*modules["weights"]._parameters.values()]
         dtype = weights[0].dtype
         y = [ys[i] if ys[i].dtype == dtype else ys[i].to(dtype) for i in self.layers]
         sqnorm = [totals[i] if totals[i].dtype == dtype else totals[i].to(dtype) for i in self.layers]
-        states = [state.tensors() for state in self.states._modules.values()]  # type: ignore[operator]
+        states = [state._buffers for state in modules["states"]._modules.values()]
         if backends.has_kernel("ff_head_step_", y[0]):
             return ff_head_step_(y, sqnorm, labels, weights, states, self.optimizer, eps=_EPS)
         logits = self.logits(ys, totals)

@@ -128,12 +128,14 @@ class FFLinear(nn.Module):
 
     def as_layer(self) -> FFLayer:
         """What the layer holds, as ff_network_step_ takes it."""
-        parameters = self._parameters  # every self.weight is a search through three dictionaries
+        # every self.weight would be a search through three dictionaries
+        parameters: dict[str, Any] = self._parameters
+        modules: dict[str, Any] = self._modules
+        mean = modules["peer_state"]._buffers["mean"] if self.peer else None
         return FFLayer(
-            parameters["weight"],  # type: ignore[arg-type]  # it is not None
-            parameters["bias"], self.state, self._optimizer, self.threshold, self.temperature, self.reduction,
-            self.normalize, self.eps, self.activation, self.precision, self.peer, self.peer_mean,
-            self.dropout,
+            parameters["weight"], parameters["bias"], modules["optimizer_state"]._buffers, self._optimizer,
+            self.threshold, self.temperature, self.reduction, self.normalize, self.eps, self.activation, self.precision,
+            self.peer, mean, self.dropout,
         )  # fmt: skip
 
     def peer_options(

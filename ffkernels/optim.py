@@ -105,7 +105,7 @@ class _Base:
 
     def flatten(self, state: Mapping[str, Tensor], has_bias: bool) -> list[Tensor]:
         """The tensors of ``state`` in the ops' order; ValueError names what is missing."""
-        names = self.state_names(has_bias)
+        names = _NAMES[self._slots(), has_bias]
         try:
             return [*map(state.__getitem__, names)]
         except (KeyError, TypeError, AttributeError):

@@ -76,8 +76,9 @@ class Stage:
             What the trained layers' step gave, and the head's loss ().
         """
         logits = head_loss = None
-        if self.net.head is not None and self.with_head:
-            logits, head_loss = self.net.head.step(*self.net.neutral_pass(x), labels)
+        head = self.net.head if self.with_head else None
+        if head is not None:
+            logits, head_loss = head.step(*self.net.neutral_pass(x), labels)
             if self.selection is not None:
                 rows = self.selection(labels, draws["selection"], logits)
                 x, labels, logits = (t.index_select(0, rows) for t in (x, labels, logits))
