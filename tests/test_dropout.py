@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import ffkernels as ff
+from ffkernels import stage
 from ffkernels.dropout import dropout, philox
 
 ONES = 0xFFFFFFFF
@@ -86,3 +87,12 @@ def test_a_net_cut_out_of_a_larger_one_keeps_the_dropout_of_its_input():
     expected = ff.ff_forward(dropout(torch.cat([x, x]), 0.5, seed, 0), top.layers[0].weight, top.layers[0].bias)[1]
     got = top.step(x, x, dropout_seed=seed)
     independent.assert_close(torch.cat([got.goodness_pos[0], got.goodness_neg[0]]) * 5, expected, 1e-5)
+
+
+def test_greedy_training_drops_with_each_layers_own_numbers(monkeypatch):
+    net, seen = ff.FFNet.from_sizes([6, 8, 7, 5], num_classes=3), []
+    for layer in net.stack[1:]:
+        layer.dropout = 0.5
+    monkeypatch.setattr(stage, "dropout", lambda x, p, seed, layer: seen.append(layer) or dropout(x, p, seed, layer))
+    net.fit(torch.rand(9, 6), torch.arange(9) % 3, epochs=2, mode="greedy", progress=False)
+    assert seen == [1, 1, 2, 2]
