@@ -12,6 +12,8 @@ from ffkernels import _extension
 
 NO_SKIP = "FFKERNELS_CI"  # .ci/run sets it
 ALLOWED = ("needs a GPU", "needs AVX512-BF16")  # no software makes up for these
+ISAS = (_extension.cpu_isa() or {"available": []})["available"]
+EVERYWHERE = [("reference", "")] + [("cpu", isa) for isa in ISAS]
 
 # The same examples in every run; the fixtures below only set what no example changes.
 hypothesis.settings.register_profile(
@@ -84,3 +86,13 @@ def target(request):
     """The backend, device and dtype that `cases.on_backends` asks for; the backend is switched on meanwhile."""
     with ff.use_backend(request.param.backend):
         yield request.param
+
+
+@pytest.fixture(params=EVERYWHERE, ids=["-".join(each).strip("-") for each in EVERYWHERE])
+def everywhere(request, monkeypatch):
+    """The name of a backend that is switched on: the reference, and the CPU kernels with each instruction set."""
+    backend, isa = request.param
+    if isa:
+        monkeypatch.setenv("FFKERNELS_CPU_ISA", isa)
+    with ff.use_backend(backend):
+        yield backend

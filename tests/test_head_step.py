@@ -16,16 +16,6 @@ ISAS = (_extension.cpu_isa() or {"available": []})["available"]
 SHAPES = [
     (1, 2, (1,)), (3, 1, (17,)), (5, 6, (33, 16)), (31, 10, (255, 507)), (130, 11, (513, 2)), (250, 10, (1000, 1031)),
 ]  # fmt: skip
-EVERYWHERE = [("reference", "")] + [("cpu", isa) for isa in ISAS]
-
-
-@pytest.fixture(params=EVERYWHERE, ids=["-".join(each).strip("-") for each in EVERYWHERE])
-def everywhere(request, monkeypatch):
-    backend, isa = request.param
-    if isa:
-        monkeypatch.setenv("FFKERNELS_CPU_ISA", isa)
-    with ff.use_backend(backend):
-        yield backend
 
 
 def arguments(rows=6, classes=3, widths=(8, 5), optimizer="sgd-plain", dtype=torch.float32, seed=0):

@@ -6,23 +6,12 @@ import pytest
 import torch
 
 import ffkernels as ff
-from ffkernels import _extension, backends
+from ffkernels import backends
 
-ISAS = (_extension.cpu_isa() or {"available": []})["available"]
-EVERYWHERE = [("reference", "")] + [("cpu", isa) for isa in ISAS]
 OPTIONS = [
     {"normalize": "rms", "eps": 1e-3, "precision": "medium"}, {"activation": "gelu", "precision": "high"},
     {"normalize": "none", "precision": "highest"},
 ]  # fmt: skip
-
-
-@pytest.fixture(params=EVERYWHERE, ids=["-".join(each).strip("-") for each in EVERYWHERE])
-def everywhere(request, monkeypatch):
-    backend, isa = request.param
-    if isa:
-        monkeypatch.setenv("FFKERNELS_CPU_ISA", isa)
-    with ff.use_backend(backend):
-        yield backend
 
 
 def arguments(rows=6, widths=(13, 8, 5, 17), dtype=torch.float32):
