@@ -1,11 +1,12 @@
-"""The softmax head's training step as one op, and the draw of labels that it confuses.
+"""The softmax head's training step as one op; draws of labels that it confuses and of inputs that it gets wrong.
 
-`SoftmaxHead` and `HardLabels` call them.
+`SoftmaxHead`, `HardLabels` and `HardInputs` call them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -109,10 +110,14 @@ def ff_head_step_(
 # draw_other_labels
 
 
-def _check_draw_other_labels(logits, labels, draws):
+def _check_draw(logits, labels, draws, dtype):
     checks.matrix("logits", logits)
     checks.labels("labels", labels, logits, dims=1)
-    checks.like("draws", draws, (len(logits),), "(B,)", torch.float32, logits.device)
+    checks.like("draws", draws, (len(logits),), "(B,)", dtype, logits.device)
+
+
+def _check_draw_other_labels(logits, labels, draws):
+    _check_draw(logits, labels, draws, torch.float32)
 
 
 def _enter_draw(logits, labels, *rest):
@@ -128,6 +133,17 @@ _define(
 )
 
 
+def _draw(op: str, logits: Tensor, labels: Tensor, *rest: Any) -> Tensor:
+    """On a backend without such a kernel too: the reference runs on any device."""
+    checks.matrix("logits", logits)
+    labels = checks.as_labels("labels", labels, logits, dims=1)
+    if backends.has_kernel(op, logits):
+        return _call(op, logits, labels, *rest)
+    _check(op, logits, labels, *rest)
+    drawn: Tensor = getattr(reference, op)(logits, labels, *rest)
+    return drawn
+
+
 def draw_other_labels(
     logits: Tensor,  # (B, C)
     labels: Tensor,  # (B,)
@@ -141,12 +157,7 @@ def draw_other_labels(
         logits: float32 or float64, of C >= 2 classes. labels: integers in [0, C).
         draws: float32, uniform in [0, 1).
     """
-    checks.matrix("logits", logits)
-    labels = checks.as_labels("labels", labels, logits, dims=1)
-    if not backends.has_kernel("draw_other_labels", logits):
-        _check("draw_other_labels", logits, labels, draws)
-        return reference.draw_other_labels(logits, labels, draws)
-    return _call("draw_other_labels", logits, labels, draws)
+    return _draw("draw_other_labels", logits, labels, draws)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -154,9 +165,7 @@ def draw_other_labels(
 
 
 def _check_draw_hard_inputs(logits, labels, draws, floor, count):
-    checks.matrix("logits", logits)
-    checks.labels("labels", labels, logits, dims=1)
-    checks.like("draws", draws, (len(logits),), "(B,)", torch.float64, logits.device)
+    _check_draw(logits, labels, draws, torch.float64)
     checks.number("floor", floor, 0.0, above=True)
     checks.count("count", count, 0, len(logits), "rows of logits (B, C)")
 
@@ -185,9 +194,4 @@ def draw_hard_inputs(
         logits: float32 or float64, of C >= 2 classes. labels: integers in [0, C).
         draws: float64, uniform in [0, 1). floor: > 0. count: in [0, B].
     """
-    checks.matrix("logits", logits)
-    labels = checks.as_labels("labels", labels, logits, dims=1)
-    if not backends.has_kernel("draw_hard_inputs", logits):
-        _check("draw_hard_inputs", logits, labels, draws, floor, count)
-        return reference.draw_hard_inputs(logits, labels, draws, floor, count)
-    return _call("draw_hard_inputs", logits, labels, draws, floor, count)
+    return _draw("draw_hard_inputs", logits, labels, draws, floor, count)
