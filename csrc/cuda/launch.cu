@@ -36,6 +36,20 @@ void check(cudaError_t error, const char* what) {
   if (error != cudaSuccess) fail(error, what);
 }
 
+// While it lives, this thread may allocate and load kernels although another thread is capturing a graph. Otherwise
+// such a call fails, and breaks that thread's capture: torch captures in the mode that forbids it to all threads.
+class BesideCaptures {
+ public:
+  BesideCaptures() { exchange(); }
+  ~BesideCaptures() { exchange(); }
+  BesideCaptures(const BesideCaptures&) = delete;
+  BesideCaptures& operator=(const BesideCaptures&) = delete;
+
+ private:
+  void exchange() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
 int attribute(cudaDeviceAttr which, int32_t index) {
   int value = 0;
   check(cudaDeviceGetAttribute(&value, which, index), "cudaDeviceGetAttribute");
@@ -50,6 +64,7 @@ Device look_up(int32_t index) {
   device.multiprocessors = attribute(cudaDevAttrMultiProcessorCount, index);
   device.cooperative = attribute(cudaDevAttrCooperativeLaunch, index) != 0;
   const int shared = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
+  const BesideCaptures loads;
   for (int i = 0; i < kMathKinds; ++i) {
     const auto math = static_cast<Math>(i);
     if (shared < shared_bytes(math)) continue;
@@ -107,6 +122,7 @@ uint32_t* words_of_stream(int32_t index, void* stream, int64_t count) {
     // up. It grows by doubling, so there are few of these, and the smaller ones stay: another thread may be about to
     // launch with one.
     const int64_t larger = std::max({count, 2 * words.count, int64_t{1} << 14});
+    const BesideCaptures allocates;
     uint32_t* data = nullptr;
     check(cudaMalloc(&data, larger * sizeof(uint32_t)), "cudaMalloc of a workspace");
     set_to_zero(data, larger * sizeof(uint32_t), stream);
