@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:
 	@echo 'make train   train a network on handwritten digits   ARGS="--hidden 500 500 --epochs 20"'
 	@echo 'make test    run all tests                           ARGS="-k forward"'
-	@echo 'make quick   run the tests that take no time'
+	@echo 'make quick   run all but the slow ones'
 	@echo 'make bench   time the kernels'
 	@echo 'make gpu     on a machine with a GPU: run the GPU tests, then time the kernels   ARGS="--quick"'
 	@echo 'make sanitize run the CPU kernels under sanitizers of memory, undefined behaviour and threads'
@@ -66,8 +66,9 @@ clean:
 	FFKERNELS_BUILD=none $(RUN) -m pip install --quiet --no-build-isolation --editable '.[dev]'
 	@touch $@
 
-# Written when a setting changes, and only then.
-SETTINGS := $(FFKERNELS_BUILD):$(TORCH_CUDA_ARCH_LIST):$(CUDA_HOME):$(CXX)
+# Written when a setting changes or a compiler comes or goes, and only then.
+COMPILERS := $(shell for name in c++ g++ clang++ nvcc; do command -v $$name; done; true)
+SETTINGS := $(FFKERNELS_BUILD):$(TORCH_CUDA_ARCH_LIST):$(CUDA_HOME):$(CXX):$(COMPILERS)
 .venv/settings: .venv/installed FORCE
 	@test "$$(cat $@ 2>/dev/null)" = '$(SETTINGS)' || echo '$(SETTINGS)' > $@
 
