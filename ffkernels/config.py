@@ -396,7 +396,10 @@ class TrainConfig:
             constraint.begin(net)
         if self.average:
             net.average = WeightAverage(net, decay=self.average)
-        return net.to(self.device or "cpu")
+        try:
+            return net.to(self.device or "cpu")
+        except AssertionError as error:  # torch's own, where it was built without CUDA
+            raise RuntimeError(f"device {self.device!r} cannot be used here: {error}") from error
 
 
 def from_arguments(arguments: dict[str, Any]) -> TrainConfig:

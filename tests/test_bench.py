@@ -368,7 +368,9 @@ def test_only_and_quick_choose_cases(capsys):
 def test_usage_errors(options, message, capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(["bench", *options])
-    assert message in capsys.readouterr().err
+    usage, last = capsys.readouterr().err.splitlines()
+    assert usage == "usage: python -m ffkernels bench [OPTION ...]"
+    assert message in last
 
 
 @pytest.mark.parametrize("option", ["--json", "--png", "--markdown", "--from"])

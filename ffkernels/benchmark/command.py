@@ -26,6 +26,7 @@ def add_bench(commands: Any) -> argparse.ArgumentParser:
     """Add the subcommand and its options."""
     p: argparse.ArgumentParser = commands.add_parser(
         "bench",
+        usage="%(prog)s [OPTION ...]",  # all of them before an error's one line would hide it
         help="time the kernels beside torch and the machine's limit",
         description="Time ffkernels at each precision, the usual implementation on autograd, a gradient derived by "
         "hand (eager and under torch.compile), the bare matrix products, and what the machine allows, side by side. "
@@ -126,9 +127,8 @@ def bench(args: argparse.Namespace, parser: argparse.ArgumentParser, say: Callab
     # what would fail after minutes of work fails now
     if args.png is not None:
         picture.require_matplotlib()
-    for path in (args.png, args.json):
-        if path not in (None, "-") and not Path(path).absolute().parent.is_dir():
-            raise FileNotFoundError(f"{path}: there is no such folder")
+    if args.png is not None and not Path(args.png).absolute().parent.is_dir():
+        raise FileNotFoundError(f"{args.png}: there is no such folder")
     run = None if args.source is None else _read(args.source)
     what = "predicted" if args.predict or (run is not None and "predicted" in run) else "measured"
     if args.markdown is not None:

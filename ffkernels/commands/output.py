@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
 from ..checkpoint import write_atomic
@@ -11,10 +12,16 @@ from ..run import to_json
 
 
 class Output:
-    """Where a command's text and JSON go."""
+    """Where a command's text and JSON go.
+
+    Raises:
+        FileNotFoundError: the folder of the JSON file does not exist: known before the command has worked for it.
+    """
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.json_target: str | None = args.json
+        if args.json not in (None, "-") and not Path(args.json).absolute().parent.is_dir():
+            raise FileNotFoundError(f"{args.json}: there is no such folder")
         self.quiet: bool = getattr(args, "quiet", False)
         self.stream = sys.stderr if args.json == "-" else sys.stdout  # stdout is then for the JSON alone
 

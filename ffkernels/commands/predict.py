@@ -66,6 +66,7 @@ def _write_labels(path: Path, labels: torch.Tensor) -> None:
 def add_predict(commands: Any) -> argparse.ArgumentParser:
     p: argparse.ArgumentParser = commands.add_parser(
         "predict",
+        usage="%(prog)s --run DIR [OPTION ...]",
         help="label images with a trained network",
         description="Label images with the network of a run. Labels of --input are printed, one a line, unless "
         "--output takes them; where the true labels are known, the error is printed last.",

@@ -60,9 +60,10 @@ def train_command(args: argparse.Namespace, parser: argparse.ArgumentParser) -> 
     for flag, value in _DIVISION.items():
         if getattr(args, flag) != value:
             parser.error(f"--{flag.replace('_', '-')} is for several processes: start them with torchrun")
+    out = Output(args)
     folder, dataset = _prepare(args, parser)
     show_bar = not (args.no_progress or args.quiet) and sys.stderr.isatty()
-    return _run(folder, dataset, Output(args), functools.partial(train, spool_dir=args.spool_dir), show_bar=show_bar)
+    return _run(folder, dataset, out, functools.partial(train, spool_dir=args.spool_dir), show_bar=show_bar)
 
 
 def _train_together(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
@@ -81,6 +82,7 @@ def _train_together(args: argparse.Namespace, parser: argparse.ArgumentParser) -
             division.check()
             path = None
             if rank == 0:
+                out = Output(args)
                 if run.restarted() and args.resume is None:
                     path = Path(args.run_dir) if args.run_dir else run.begun(Path("runs"))
                     if path is not None and (path / "config.json").exists():
@@ -99,7 +101,7 @@ def _train_together(args: argparse.Namespace, parser: argparse.ArgumentParser) -
             set_up(folder.config.threads, folder.config.backend)
             run.train(folder, dataset, division, progress=False)
             return 0
-        return _run(folder, dataset, Output(args), functools.partial(run.train, division=division), show_bar=show_bar)
+        return _run(folder, dataset, out, functools.partial(run.train, division=division), show_bar=show_bar)
     finally:
         group.stop()
 
