@@ -120,6 +120,26 @@ def test_bad_options_of_fit(group, options, error, message):
     assert all(torch.equal(t, before[name]) for name, t in model.net.state_dict().items())
 
 
+@pytest.mark.parametrize("kind", [DataParallelFF, PipelineFF])
+@pytest.mark.parametrize("given", ["x_pos", "x_neg"])
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        (None, ValueError, "x_pos and x_neg must be given on the first stage"),
+        (torch.rand(6), ValueError, r"{} must be 2-dimensional, got shape \(6,\)"),
+        (torch.rand(4, 7), ValueError, r"{} must have shape \(M, K\) = \(4, 6\), got \(4, 7\)"),
+        (torch.rand(4, 6).double(), TypeError, r"{} must be torch\.float32"),
+    ],
+)
+def test_bad_rows_of_a_step(group, kind, given, wrong, error, message):
+    model = kind(net())
+    before = {name: t.clone() for name, t in model.net.state_dict().items()}
+    with pytest.raises(error, match=message.format(given)):
+        model.step(**{"x_pos": torch.rand(4, 6), "x_neg": torch.rand(4, 6), given: wrong})
+    assert all(torch.equal(t, before[name]) for name, t in model.net.state_dict().items())
+    model.step(torch.rand(4, 6), torch.rand(3, 6))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from .. import checks
 from ..training import MODES, LearningRate, Record, check_validation, counted, status
 from .data import Shards
-from .group import watch
+from .group import agreement, watch
 from .model import ParallelModel
 from .stage import Micro
 
@@ -47,28 +47,32 @@ def fit(
         data, labels: x (B, K) or (B, C, H, W) with labels (B,); or a dataset with an index and a length that gives
             (x, label). All of it on every rank, each of which takes its part; tensors may be memory-mapped files.
         batch_size: inputs of a global minibatch.
-        callbacks: called with (model, records) after every epoch, on every rank; training stops where one gives a true
-            result on every rank.
+        callbacks: called with (model, records) after every epoch, on every rank; training stops on all of them when one
+            gives a true result on any.
         workers: processes that load a dataset's rows.
         The others as for `ffkernels.training.fit`. A pipeline has no mode "greedy": one layer alone cannot be divided.
 
     Raises:
-        TypeError, ValueError: a wrong argument, before anything has changed.
-        RankError: another rank died, hangs or failed; the message names it.
+        TypeError, ValueError: a wrong argument, or one that is not the same on all ranks, before anything has changed.
+        RankError: another rank died, hangs, failed or had a wrong argument; the message names it.
     """
-    checks.count("epochs", epochs, 1, 2**31, "passes over the data")
-    checks.option("mode", mode, MODES)
-    checks.count("batch_size", batch_size, 1, 2**31, "inputs of a global minibatch")
-    checks.count("seed", seed, -(2**63), 2**63, "any integer")
-    if mode == "greedy" and model.links.places > 1:
-        raise ValueError("mode must be 'simultaneous' with a pipeline: in 'greedy' mode one layer trains at a time")
-    checks.count("validate_every", validate_every, 1, 2**31, "epochs from one measurement to the next")
-    if lr is not None:
-        checks.number("lr", lr, 0.0)
-    if model.net.num_classes is None:
-        raise ValueError("fit needs a net with num_classes, to write labels over the input; it is None")
-    check_validation(model.net, validation)
-    shards = Shards(data, labels, batch_size, model.replicas, model.replica, workers)
+    with agreement(model.group) as same:
+        checks.count("epochs", epochs, 1, 2**31, "passes over the data")
+        checks.option("mode", mode, MODES)
+        checks.count("batch_size", batch_size, 1, 2**31, "inputs of a global minibatch")
+        checks.count("seed", seed, -(2**63), 2**63, "any integer")
+        if mode == "greedy" and model.links.places > 1:
+            raise ValueError("mode must be 'simultaneous' with a pipeline: in 'greedy' mode one layer trains at a time")
+        checks.count("validate_every", validate_every, 1, 2**31, "epochs from one measurement to the next")
+        if lr is not None:
+            checks.number("lr", lr, 0.0)
+        if model.net.num_classes is None:
+            raise ValueError("fit needs a net with num_classes, to write labels over the input; it is None")
+        check_validation(model.net, validation)
+        shards = Shards(data, labels, batch_size, model.replicas, model.replica, workers)
+        same |= {"rows of data": len(shards.data), "batch_size": batch_size, "epochs": epochs, "seed": seed, "lr": lr}
+        same |= {"mode": mode, "rows of validation": validation and len(validation[0])}
+        same |= {"validate_every": validate_every, "records of history": len(history or ())}
     records = list(history or ())
     rate = LearningRate([layer for _, layer in model.layers], None, lr, schedule, None)
     with watch().guard():
@@ -118,7 +122,7 @@ class _Loop:
             for own_epoch in range(done, self.epochs):
                 records.append(self._epoch(own_epoch, (only or 0) * self.epochs + own_epoch + 1, bar))
                 stop = [callback(self.model, records) for callback in callbacks]  # all are called
-                if any(stop):
+                if self.model.anywhere(any(stop)):
                     return
 
     def _epoch(self, own_epoch: int, epoch: int, bar: tqdm) -> Record:

@@ -86,6 +86,45 @@ def from_first(value: Any) -> Any:
     return box[0]
 
 
+@contextmanager
+def agreement(group: Any) -> Iterator[dict[str, Any]]:
+    """A block that looks at this rank's arguments, and puts into the dict those that all ranks must have in common.
+
+    What is wrong with one rank's arguments thereby ends all ranks of ``group`` at once; none waits for another.
+
+    Raises:
+        What the block raises, on the rank where it does; RankError on the others.
+        ValueError: an argument is not the same on all ranks; on all of them.
+    """
+    own: dict[str, Any] = {}
+    error: Exception | None = None
+    try:
+        yield own
+    except Exception as caught:
+        error = caught
+    ranks = dist.get_process_group_ranks(group)
+    found: list[Any] = [None] * len(ranks)
+    watch().run(dist.all_gather_object, found, (own, None if error is None else _told(error)), group=group)
+    if error is not None:
+        raise error
+    failed = {rank: text for rank, (_, text) in zip(ranks, found, strict=True) if text is not None}
+    if failed:
+        raise RankError("; ".join(f"rank {r} failed: {text}" for r, text in failed.items()), tuple(failed))
+    first = found[0][0]
+    for rank, (other, _) in zip(ranks, found, strict=True):
+        for name in (name for name in first if other.get(name) != first[name]):
+            raise ValueError(
+                f"{name} must be the same on all ranks, got {first[name]} on rank {ranks[0]} and {other.get(name)} on "
+                f"rank {rank}"
+            )
+
+
+def _told(error: BaseException) -> str:
+    """An error's name and first line, for other ranks."""
+    text = str(error).partition("\n")[0]
+    return f"{type(error).__name__}{': ' if text else ''}{text}"
+
+
 def timeout_of(group: Any) -> timedelta:
     """What a collective of the group may take."""
     return group._get_backend(group._device_types[0]).options._timeout
@@ -167,8 +206,7 @@ class Watch:
         except RankError:
             raise
         except BaseException as error:
-            text = str(error).partition("\n")[0]
-            self._note(f"failed: {type(error).__name__}{': ' if text else ''}{text}")
+            self._note(f"failed: {_told(error)}")
             raise
 
     def _note(self, text: str) -> None:

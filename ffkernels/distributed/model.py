@@ -15,7 +15,7 @@ from ..checkpoint import bytes_of
 from ..nn import FFLinear, FFNet
 from ..training import Record
 from .data import shares
-from .group import RankError, message_limit, watch
+from .group import RankError, agreement, message_limit, watch
 from .layout import Span
 from .stage import Links, Micro, Rows, Stage
 
@@ -53,22 +53,27 @@ class ParallelModel:
         compress: str,
         check_every: int,
     ) -> None:
-        for what, found in {
-            "a softmax head": net.head is not None,
-            "an average of its weights": net.average is not None,
-            "dropout": any(layer.dropout for layer in net.stack),
-            "minimize": net.minimize,
-            "no label_strength": net.label_strength is None,
-            "recurrent layers": not net.layered,
-        }.items():
-            if found:
-                raise ValueError(f"net must be a plain FFNet for several processes, it has {what}")
-        checks.count("micro_batches", micro_batches, 1, 2**31, "parts of a minibatch")
-        checks.option("update", update, UPDATES)
-        checks.option("compress", compress, COMPRESSION)
-        checks.count("check_every", check_every, 0, 2**31, "steps between two checks; 0: none")
-        if update == "microbatch" and links.data is not None:
-            raise ValueError("update 'microbatch' is for one pipeline; over several, make the minibatches smaller")
+        with agreement(group) as same:
+            for what, found in {
+                "a softmax head": net.head is not None,
+                "an average of its weights": net.average is not None,
+                "dropout": any(layer.dropout for layer in net.stack),
+                "minimize": net.minimize,
+                "no label_strength": net.label_strength is None,
+                "recurrent layers": not net.layered,
+            }.items():
+                if found:
+                    raise ValueError(f"net must be a plain FFNet for several processes, it has {what}")
+            checks.count("micro_batches", micro_batches, 1, 2**31, "parts of a minibatch")
+            checks.option("update", update, UPDATES)
+            checks.option("compress", compress, COMPRESSION)
+            checks.count("check_every", check_every, 0, 2**31, "steps between two checks; 0: none")
+            if update == "microbatch" and links.data is not None:
+                raise ValueError("update 'microbatch' is for one pipeline; over several, make the minibatches smaller")
+            same |= {"the number of layers": len(net), "num_classes": net.num_classes}
+            same |= {f"layer {i + 1}": f"{la.extra_repr()}, {la.weight.dtype}" for i, la in enumerate(net.stack)}
+            same |= {"label_strength": net.label_strength, "stages": stages, "micro_batches": micro_batches}
+            same |= {"update": update, "compress": compress, "check_every": check_every}
         self.net, self.group, self.links, self.stages = net, group, links, stages
         self.micro_batches, self.update, self.compress, self.check_every = micro_batches, update, compress, check_every
         self.replicas = 1 if links.data is None else dist.get_world_size(links.data)
@@ -110,6 +115,10 @@ class ParallelModel:
             if group is not None:
                 watch().run(dist.broadcast_object_list, box, group=group, group_src=0)
         return box[0]
+
+    def anywhere(self, here: bool) -> bool:
+        """Whether it is so on any rank."""
+        return bool(self._over_all(torch.tensor(float(here), device=self.device)))
 
     # -- training
 
@@ -162,12 +171,12 @@ class ParallelModel:
                 pipeline only.
 
         Raises:
-            RankError: another rank died, hangs or failed.
+            TypeError, ValueError: a wrong argument here, before anything has changed.
+            RankError: another rank died, hangs, failed or had a wrong argument.
         """
+        own, everyone = self._counts(x_pos, x_neg)
         with watch().guard():
             stage = self.stage()
-            counts = self._counts(x_pos, x_neg)
-            own, everyone = counts
             plan = self.plan(own[0], own[1], (everyone[0], everyone[1]), False)
             stage.sums.zero_()
             stage.begin(plan)
@@ -180,21 +189,38 @@ class ParallelModel:
 
     def _counts(self, x_pos: Tensor | None, x_neg: Tensor | None) -> tuple[list[int], list[int]]:
         """Positive and negative rows of this replica, and of all."""
-        own = torch.zeros(2, dtype=torch.int64)
+        own, error = [0, 0, 0], None  # positive rows, negative rows, wrong arguments
         if self.links.place == 0:
-            if x_pos is None or x_neg is None:
-                raise ValueError("x_pos and x_neg must be given on the first stage of a pipeline, got None")
-            checks.matrix("x_pos", x_pos)
-            checks.matrix("x_neg", x_neg)
-            own = torch.tensor([len(x_pos), len(x_neg)])
+            try:
+                own = [*self._rows(x_pos, x_neg), 0]
+            except (TypeError, ValueError) as caught:
+                own, error = [0, 0, 1], caught
+        counts = torch.tensor(own)
         if self.links.pipe is not None:
-            watch().run(dist.broadcast, own, group=self.links.pipe, group_src=0)
-        everyone = own.clone()
+            watch().run(dist.broadcast, counts, group=self.links.pipe, group_src=0)
+        everyone = counts.clone()
         if self.links.data is not None:
             watch().run(dist.all_reduce, everyone, group=self.links.data)
-        if not everyone.all():
-            raise ValueError(f"x_pos and x_neg must have at least one row on some rank, got {everyone.tolist()} in all")
-        return own.tolist(), everyone.tolist()
+        positives, negatives, wrong = everyone.tolist()
+        if wrong:
+            with agreement(self.group):  # tells the others
+                if error is not None:
+                    raise error
+        if not positives or not negatives:
+            raise ValueError(
+                f"x_pos and x_neg must have at least one row on some rank, got {[positives, negatives]} in all"
+            )
+        return counts[:2].tolist(), [positives, negatives]
+
+    def _rows(self, x_pos: Tensor | None, x_neg: Tensor | None) -> tuple[int, int]:
+        """How many positive and negative rows the first stage was given, after a look at them."""
+        if x_pos is None or x_neg is None:
+            raise ValueError("x_pos and x_neg must be given on the first stage of a pipeline, got None")
+        weight = self.layers[0][1].weight
+        for name, x in (("x_pos", x_pos), ("x_neg", x_neg)):
+            checks.matrix(name, x)
+            checks.like(name, x, (len(x), weight.shape[1]), "(M, K)", weight.dtype, weight.device)
+        return len(x_pos), len(x_neg)
 
     def _cut(self, x_pos: Tensor | None, x_neg: Tensor | None, plan: Sequence[Micro]) -> Iterator[Rows | None]:
         if x_pos is None or x_neg is None or self.links.place:
@@ -258,8 +284,10 @@ class ParallelModel:
         batch_size: int = 1024,
     ) -> Tensor:  # (B,) int64
         """`FFNet.predict` on every rank, each given the same x; the ranks share the work."""
-        checks.inputs("x", x)
-        checks.count("batch_size", batch_size, 1, 2**31, "inputs at a time")
+        with agreement(self.group) as same:
+            checks.inputs("x", x)
+            checks.count("batch_size", batch_size, 1, 2**31, "inputs at a time")
+            same |= {"rows of x": len(x), "batch_size": batch_size, "layers": layers and list(layers)}
         count, default = len(self.net), self.net.predict_layers
         chosen = [i % count for i in (layers if layers is not None else default or range(count))]
         with watch().guard():
