@@ -120,3 +120,12 @@ def test_the_readme_runs():
     assert given["predicted"].shape == (7,)
     assert given["net"].head is not None
     assert (given["net"].stack[0].weight == 0).any()  # outside the receptive fields
+
+
+def test_every_picture_is_shown_by_a_document():
+    shown = {
+        (document.parent / link).resolve()
+        for document in DOCUMENTS
+        for link in re.findall(r"!\[[^]]*\]\(([^)]+)\)", document.read_text())
+    }
+    assert {path for path in ROOT.glob("docs/*.png") if path not in shown} == set()

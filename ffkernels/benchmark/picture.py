@@ -38,7 +38,7 @@ def draw(path: str | Path, run: dict[str, Any]) -> None:
         panel.set_yticks(lines, [case["name"] for case in cases])
         panel.grid(axis="y", alpha=0.3)
         if name == LIMIT:
-            panel.set_xlim(left=0)
+            panel.set_xlim(0, max(1.0, panel.get_xlim()[1]))
             panel.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
             panel.set_title("Part of the machine's limit", fontsize=10)
         else:
