@@ -263,6 +263,15 @@ def test_info_prints_what_its_json_holds(tmp_path, capsys):
         assert re.search(rf"^  {op} +{backend}$", text, re.MULTILINE)
 
 
+def test_without_triton_nothing_else_is_said():
+    """Not by torch either, parts of which, where it was built with CUDA, warn when they are imported without triton."""
+    code = "import sys; sys.modules['triton'] = None; import torch; torch.version.cuda = '13.0'; "
+    code += "from ffkernels import cli; sys.exit(cli.main(['info']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"triton +cannot run: ", done.stdout)
+
+
 def test_every_choice_of_a_run_has_a_flag_whose_help_states_its_default():
     (commands,) = [a for a in cli.build_parser()._actions if isinstance(a, argparse._SubParsersAction)]
     assert set(commands.choices) == {"info", "train", "predict", "bench"}

@@ -9,7 +9,6 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from ..cost import Work
 from .cases import Case
@@ -34,8 +33,11 @@ class Counter(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
+        # warns of a missing triton when it is imported, which is nothing to those who count nothing
+        from torch.utils.flop_counter import flop_registry
+
         super().__init__()
-        self.work = Work(0, 0, 0, 0)
+        self.work, self._flops = Work(0, 0, 0, 0), flop_registry
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -55,7 +57,7 @@ class Counter(TorchDispatchMode):
         outputs = mutated or [t for t in tree_leaves(out) if isinstance(t, Tensor)]
         if name in _WRITE_ONLY:
             inputs = [t for t in inputs if all(t is not m for m in mutated)]
-        count_flops = flop_registry.get(func.overloadpacket)
+        count_flops = self._flops.get(func.overloadpacket)
         flops = 0 if count_flops is None else count_flops(*args, **kwargs, out_val=out)
         self.work += Work(flops, _bytes(inputs), _bytes(outputs))
         return out
