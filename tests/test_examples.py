@@ -30,7 +30,6 @@ def test_drop_in_shows_equal_losses():
     assert float(re.fullmatch(r"largest relative difference: (.*)", last)[1]) < 1e-5
 
 
-@pytest.mark.slow
 def test_drop_in_fails_where_losses_differ():
     done = run("drop_in.py", "--steps", "8", "--width", "64", "--tolerance", "-1")
     assert done.returncode == 1
@@ -50,7 +49,6 @@ def pixels(path):
     return int.from_bytes(header[16:20], "big"), int.from_bytes(header[20:24], "big")
 
 
-@pytest.mark.slow
 def test_explore_trains_and_draws(tmp_path):
     done = run("explore.py", "--epochs", "8", "--width", "60", "--out", tmp_path / "made" / "here")
     assert done.returncode == 0, done.stderr
@@ -63,7 +61,6 @@ def test_explore_trains_and_draws(tmp_path):
         assert min(pixels(path)) > 300
 
 
-@pytest.mark.slow
 def test_custom_losses_train_and_agree():
     done = run("custom_loss.py", "--epochs", "8", "--width", "40")
     assert done.returncode == 0, done.stdout + done.stderr

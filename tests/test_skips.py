@@ -41,6 +41,15 @@ def test_skips_fail_where_none_is_allowed(tmp_path, value, outcome):
     assert outcome in done.stdout, done.stdout
 
 
+def test_what_a_fault_is_looked_for_with_is_collected_without_cpu_kernels():
+    """cuda_host/faults.py runs its tests, in a full run only, with an extension that has none."""
+    code = "import sys, pytest; from ffkernels import _extension; _extension.cpu_isa = None; "
+    code += "sys.exit(pytest.main(['--collect-only', '-q', '-p', 'no:cacheprovider', 'tests/cuda_host']))"
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_ci_allows_none():
     script = Path(__file__).parents[1] / ".ci" / "run"
     assert f"export {conftest.NO_SKIP}=1" in script.read_text()

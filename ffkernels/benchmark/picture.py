@@ -46,7 +46,7 @@ def draw(path: str | Path, run: dict[str, Any]) -> None:
             panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
             panel.axvline(1, color="black", linewidth=1)
             low, high = panel.get_xlim()
-            panel.set_xlim(low, max(high, 1.05 * 2 ** (math.ceil(math.log2(low)) + 1)))  # two powers of 2 to be labelled
+            panel.set_xlim(low, max(high, 1.05 * 2 ** (math.ceil(math.log2(low)) + 1)))  # two labels at least
             panel.set_title(f"Speed-up over {BASELINES[name]}", fontsize=10)
         panel.grid(axis="x", alpha=0.3)
     panels[0].set_ylim(len(cases) - 0.5, -0.5)
