@@ -29,6 +29,19 @@ def group(launched):
     distributed.stop()
 
 
+def test_a_process_group_that_is_not_ours_has_a_watch_of_its_own(launched, monkeypatch):
+    for _ in range(2):
+        monkeypatch.setenv("MASTER_PORT", str(free_port()))
+        dist.init_process_group("gloo")
+        try:
+            DataParallelFF(net())
+            store = dist.PrefixStore("ffkernels", dist.distributed_c10d._get_default_store())
+            assert store.check(["status/0"])
+        finally:
+            dist.destroy_process_group()
+    distributed.stop()
+
+
 def net(sizes=(6, 5, 4), **options):
     return ff.FFNet.from_sizes(sizes, num_classes=3, **options)
 

@@ -147,7 +147,7 @@ class Watch:
     """
 
     def __init__(self) -> None:
-        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.world, self.rank, self.size = dist.group.WORLD, dist.get_rank(), dist.get_world_size()
         store: Any = dist.distributed_c10d._get_default_store()
         # connections of their own: one of the two threads may have to wait in its connection
         self._beats_store = dist.PrefixStore("ffkernels", store.clone())
@@ -270,8 +270,11 @@ _watch: Watch | None = None
 
 
 def watch() -> Watch:
-    """The process's Watch, made when the first of its groups is."""
+    """The process's Watch, made when the first of its groups is; another one after torch.distributed's own restart."""
     global _watch
+    if _watch is not None and _watch.world is not dist.group.WORLD:
+        _watch.close()
+        _watch = None
     if _watch is None:
         _watch = Watch()
     return _watch
