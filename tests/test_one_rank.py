@@ -7,7 +7,7 @@ import pytest
 import ranks_train
 import torch
 import torch.distributed as dist
-from ranks import free_port
+from ranks import TESTS, free_port
 
 import ffkernels as ff
 from ffkernels import cli, distributed
@@ -40,6 +40,21 @@ def test_a_process_group_that_is_not_ours_has_a_watch_of_its_own(launched, monke
         finally:
             dist.destroy_process_group()
     distributed.stop()
+
+
+@pytest.mark.parametrize("where", ["examples/many_processes.md", "ffkernels/distributed/__init__.py"])
+def test_what_the_documents_show_runs(launched, where):
+    text = (TESTS.parent / where).read_text()
+    if where.endswith(".md"):
+        (code,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    else:
+        code = "\n".join(re.findall(r"^ {4}(?!torchrun)(.*)", text.split('"""')[1], re.MULTILINE))
+    x, labels = ranks_train.data()
+    given = {"net": ranks_train.make(dtype=torch.float32), "images": x, "labels": labels}
+    before = given["net"].stack[0].weight.clone()
+    exec(code, given)
+    assert not dist.is_initialized()
+    assert (given["net"].stack[0].weight - before).abs().max() > 1e-2
 
 
 def net(sizes=(6, 5, 4), **options):

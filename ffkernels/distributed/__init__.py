@@ -2,9 +2,12 @@
 
     torchrun --nproc-per-node 4 train.py
 
-    ff.distributed.start()
-    model = ff.distributed.DataParallelFF(net)      # or PipelineFF(net)
+    from ffkernels import distributed
+
+    distributed.start()
+    model = distributed.DataParallelFF(net)  # or PipelineFF(net)
     model.fit(images, labels, epochs=10, batch_size=1024)
+    distributed.stop()
 
 Every collective has the process group's timeout, and a failure names the rank (`RankError`).
 """
