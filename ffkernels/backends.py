@@ -304,7 +304,7 @@ def has_bf16_products(device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type != "cpu" or _extension.unavailable():
         return False
-    x, one = torch.tensor([[1 + 2.0**-10]]), torch.ones(1, 1)
+    x, one = (torch.tensor([[t]], dtype=torch.float32, device="cpu") for t in (1 + 2.0**-10, 1.0))
     y, _, _ = torch.ops.ffkernels.ff_forward.cpu(x, one, None, None, "none", 0.0, "relu", "medium", False)
     return y.item() != x.item()  # 1 + 2^-10 is no bf16
 

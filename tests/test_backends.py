@@ -263,3 +263,14 @@ def test_bf16_products_are_found_where_they_are(monkeypatch):
         monkeypatch.setenv("FFKERNELS_CPU_ISA", isa)
         assert backends.has_bf16_products(torch.device("cpu")) == expected[isa], isa
     assert not backends.has_bf16_products(torch.device("meta"))
+
+
+@pytest.mark.skipif(EXTENSION is not None, reason=f"{EXTENSION}")
+def test_what_is_asked_of_the_machine_does_not_depend_on_torchs_defaults():
+    expected, dtype = backends.has_bf16_products(torch.device("cpu")), torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            assert backends.has_bf16_products(torch.device("cpu")) == expected
+    finally:
+        torch.set_default_dtype(dtype)
