@@ -115,8 +115,11 @@ def _call(op: str, x: Tensor | list[Tensor], *args: Any) -> Any:
             if written is not None:
                 torch._C._increment_version(written if isinstance(written, list) else (written,))
         return result
-    _check(op, x, *args)
-    raise refusal
+    try:
+        _check(op, x, *args)
+        raise refusal
+    finally:
+        del refusal  # through its traceback it would keep this frame, and with it all arguments, alive
 
 
 # ---------------------------------------------------------------------------------------------------------------------

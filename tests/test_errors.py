@@ -1,6 +1,8 @@
 """Bad input: every case names the argument and what was given, and changes nothing."""
 
+import gc
 import math
+import weakref
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -439,6 +441,23 @@ def test_bad_input(row):
     (message,) = messages
     for part in row.says:
         assert part in message
+
+
+@pytest.mark.parametrize("op", cases.OPS)
+def test_a_refused_call_keeps_no_argument_alive(op):
+    """Not even until the next garbage collection: who catches the error may need the memory."""
+    given = cases.arguments(op)
+    given["x"] = torch.ones(6, 9)  # K is 8
+    x = weakref.ref(given["x"])
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.raises(ValueError, match="K = 8"):
+            cases.call(op, given)
+        del given
+        assert x() is None
+    finally:
+        gc.enable()
 
 
 def test_the_table_is_large_and_names_no_case_twice():
