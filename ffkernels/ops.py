@@ -50,7 +50,11 @@ def _define(op: str, schema: str, fake: Callable, check: Callable, entry_check: 
 
     def run_reference(*args: Any) -> Any:
         _check(op, *args)
-        return compute(*args)
+        device = _first(args[0]).device.type
+        if not torch.is_autocast_enabled(device):
+            return compute(*args)
+        with torch.autocast(device, enabled=False):  # else the products below would take it for theirs
+            return compute(*args)
 
     def run_triton(*args: Any) -> Any:
         from .triton import launch  # imports triton

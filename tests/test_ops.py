@@ -349,6 +349,16 @@ def test_precision(op, target, precision):
         independent.assert_as_exact_as_torch(results[name], true, allowed, name)
 
 
+@cases.each_op_on_backends()
+def test_autocast_changes_nothing(op, target):
+    """Under it torch's own products would be of bf16."""
+    given = arguments(op, target, (17, 23, 11))
+    expected = run(op, given)
+    with torch.autocast(target.device, torch.bfloat16):
+        results = run(op, given)
+    assert all(torch.equal(t, expected[name]) for name, t in results.items())
+
+
 @cases.on_backends("ff_forward", dtypes=(torch.float32,))
 def test_no_precision_is_torchs_setting(target):
     given = arguments("ff_forward", target, (33, 123, 110))
