@@ -359,6 +359,20 @@ def test_autocast_changes_nothing(op, target):
     assert all(torch.equal(t, expected[name]) for name, t in results.items())
 
 
+@pytest.mark.parametrize("op", cases.OPS)
+def test_a_tangent_is_refused_not_dropped(op):
+    """What torch.func.jvp sends through an op would come out as 0."""
+    given = cases.arguments(op)
+    before = cases.tensors(cases.copied(given))
+
+    def through(x):
+        return cases.call(op, given | {"x": x})
+
+    with pytest.raises(RuntimeError, match=rf"{op}: x has a tangent.*x.detach\(\)"):
+        torch.func.jvp(through, (given["x"],), (torch.ones_like(given["x"]),))
+    assert all(torch.equal(t, before[name]) for name, t in cases.tensors(given).items())
+
+
 @cases.on_backends("ff_forward", dtypes=(torch.float32,))
 def test_no_precision_is_torchs_setting(target):
     given = arguments("ff_forward", target, (33, 123, 110))
