@@ -4,6 +4,8 @@ Every access is checked while they run; results are compared with float64, and b
 """
 
 import contextlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import cases
 import independent
@@ -295,3 +297,23 @@ def test_updates_run_beside_the_next_forward(monkeypatch):
         "forward 1 on main", "side waits for main", "update 1 on side",
         "forward 2 on main", "side waits for main", "update 2 on side", "main waits for side",
     ]  # fmt: skip
+
+
+def test_each_thread_has_a_side_stream_of_its_own(monkeypatch):
+    """With one for all, a graph that one thread captures would take in what another one launches there."""
+    from ffkernels.triton import launch
+
+    monkeypatch.setattr(launch, "_of_thread", threading.local())
+    monkeypatch.setattr(torch.cuda, "Stream", lambda index: object())
+    with ThreadPoolExecutor(1) as other:
+        there = other.submit(launch._side_stream, 0).result()
+    here = launch._side_stream(0)
+    assert here is launch._side_stream(0)
+    assert len({id(s) for s in (here, there, launch._side_stream(1))}) == 3
+
+
+def test_no_device_is_asked_for_a_number():
+    from ffkernels.triton import launch
+
+    with torch.device("meta"):  # as the default device: a tensor there has no value
+        assert launch._stored(0.1, torch.empty(0, dtype=torch.float16)) == 0.0999755859375

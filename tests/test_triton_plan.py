@@ -1,9 +1,11 @@
 """What the Triton backend would launch: grids, tiles, splits and the work counted, by shape and architecture."""
 
+import contextlib
 import itertools
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -302,6 +304,36 @@ def test_tuning_is_off_unless_asked_for(monkeypatch):
     assert tune.enabled()
 
 
+def test_times_are_taken_on_the_tensors_device(fresh, monkeypatch):
+    """do_bench takes events of the current device, which need not be the tensors'."""
+    on = []
+
+    @contextlib.contextmanager
+    def using(given):
+        on.append(given)
+        yield
+        on.pop()
+
+    def timer(run):
+        assert on == [like.device]
+        return 1.0
+
+    monkeypatch.setattr(torch.cuda, "device", using)
+    like = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32, is_cuda=True)
+    tune.measure(Layer(20, 24, 18, "float32"), DEVICES["sm_90"], like, timer)
+    assert len(tiles.measured_forward) == len(tiles.measured_update) == 1
+
+
+def test_a_cache_that_cannot_be_written_is_a_warning(fresh, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FFKERNELS_CACHE", str(tmp_path / "file"))  # no folder
+    monkeypatch.setattr(tune, "measure", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
+    with pytest.warns(UserWarning, match=r"for this process only: .*file/tiles-nvidia-h100.json cannot be written"):
+        tune.ensure(Layer(20, 24, 18), DEVICES["sm_90"], SimpleNamespace(device=None, is_cuda=True))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The device
 
@@ -318,8 +350,6 @@ def test_a_cpu_is_no_gpu_unless_one_stands_in(monkeypatch):
 
 def test_a_hip_device_is_known_by_its_gcn_name(monkeypatch):
     """As torch's HIP builds tell it: the device type is "cuda"."""
-    from types import SimpleNamespace
-
     properties = SimpleNamespace(gcnArchName="gfx942:sramecc+:xnack-", multi_processor_count=304, major=9, minor=4)
     monkeypatch.setattr(torch.version, "hip", "6.4")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -84,7 +85,7 @@ def ff_forward(
 
 def _stored(t: float, x: Tensor) -> float:
     """A number as a tensor of x's dtype would hold it."""
-    return torch.tensor(t, dtype=x.dtype).item()
+    return torch.tensor(t, dtype=x.dtype, device="cpu").item()  # torch's default device may be a GPU: it would wait
 
 
 def ff_label_forward(
@@ -277,9 +278,15 @@ def ff_label_step_(
     )  # fmt: skip
 
 
-@functools.cache
+_of_thread = threading.local()
+
+
 def _side_stream(index: int) -> torch.cuda.Stream:
-    return torch.cuda.Stream(index)
+    """The thread's own: with one for all, a graph that one thread captures would take in what another one launches."""
+    streams: dict[int, torch.cuda.Stream] = _of_thread.__dict__.setdefault("streams", {})
+    if index not in streams:
+        streams[index] = torch.cuda.Stream(index)
+    return streams[index]
 
 
 @contextlib.contextmanager

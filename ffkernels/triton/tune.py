@@ -13,6 +13,7 @@ import json
 import os
 import re
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,8 @@ def measure(layer: Layer, device: Device, like: Tensor, timer: Timer) -> None:
     update: Shape = (n, k, m, layer.kind)
     x, weight, y = (torch.randn(shape, device=like.device).to(like.dtype) for shape in ((m, k), (n, k), (m, n)))
     vector = torch.rand(m, device=like.device)
-    with _measuring():
+    on_device = torch.cuda.device(like.device) if like.is_cuda else contextlib.nullcontext()
+    with _measuring(), on_device:  # timers take events of the current device
         if forward not in tiles.measured_forward:
             fitting = [t for t in tiles.candidates(device.arch, layer.kind) if t.shared(layer.item) <= device.shared]
             run = functools.partial(
@@ -134,4 +136,7 @@ def ensure(layer: Layer, device: Device, like: Tensor) -> None:
     from triton.testing import do_bench
 
     measure(layer, device, like, do_bench)
-    save(path)
+    try:
+        save(path)
+    except OSError as error:
+        warnings.warn(f"measured tiles are kept for this process only: {path} cannot be written: {error}", stacklevel=2)
