@@ -52,7 +52,8 @@ class CapturedStep:
                 for name, t in net.state_dict().items():
                     t.copy_(before[name])
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # by itself torch would capture on the current device, which need not be the inputs'
+        with torch.cuda.graph(self._graph, stream=side):
             self._result = run()
 
     def __call__(self, *inputs: Tensor) -> NetStep:

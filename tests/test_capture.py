@@ -23,7 +23,7 @@ class Graph:
 
 class Stream:
     def __init__(self, device=None):
-        pass
+        self.device = device
 
     def wait_stream(self, other):
         pass
@@ -35,8 +35,15 @@ def stand_ins(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    for name in ("stream", "graph"):
-        monkeypatch.setattr(torch.cuda, name, lambda *args: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    captured_on = []
+
+    def graph(captured, stream=None):
+        captured_on.append(stream)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    return captured_on
 
 
 def network(**options):
@@ -61,6 +68,12 @@ def test_capturing_trains_nothing_but_what_the_graph_holds(stand_ins, labelled):
     result = step(*given)
     assert step._graph.replays == 1
     assert result.loss.shape == (2,)
+
+
+def test_the_capture_is_on_the_inputs_device(stand_ins):
+    given = inputs()
+    network().capture(*given)
+    assert [stream.device for stream in stand_ins] == [given[0].device]
 
 
 def test_inputs_are_copied_to_where_the_graph_reads_them(stand_ins):
