@@ -123,15 +123,21 @@ def refusal(backend: str, op: str, device: str, dtype: torch.dtype) -> str | Non
     found = _KERNELS.get((op, backend))
     if found is None:
         return f"it has no kernel for {op}"
-    if (
-        found.devices is not None
-        and device not in found.devices
-        and not (backend == "triton" and device in triton_device.stand_ins())
-    ):
-        return f"its {op} runs on {'/'.join(found.devices)} tensors, not on {device}"
+    if (reason := _elsewhere(backend, op, device)) is not None:
+        return reason
     if dtype not in found.dtypes:
         return f"its {op} takes {', '.join(str(d) for d in found.dtypes)}, not {dtype}"
     return None
+
+
+def _elsewhere(backend: str, op: str, device: str) -> str | None:
+    """Whether the kernel that ``backend`` has for ``op`` is for other devices; None if not, or if there is none."""
+    found = _KERNELS.get((op, backend))
+    if found is None or found.devices is None or device in found.devices:
+        return None
+    if backend == "triton" and device in triton_device.stand_ins():
+        return None
+    return f"its {op} runs on {'/'.join(found.devices)} tensors, not on {device}"
 
 
 def _setting(name: object, source: str) -> str:
@@ -196,7 +202,9 @@ def _select(op: str, device: str, dtype: torch.dtype, setting: str | None = None
     order = _AUTO_ORDER if setting == "auto" else (setting,)
     against: list[str] = []
     for backend in order:
-        reason = refusal(backend, op, device, dtype)
+        # first what needs no look at the machine: to look at a GPU takes memory there, and spoils it for forks
+        reason = _elsewhere(backend, op, device) if setting == "auto" else None
+        reason = reason or refusal(backend, op, device, dtype)
         if reason is None and setting == "auto" and backend == "triton" and device == "cpu":
             reason = "interpreted kernels are for tests"
         if reason is None:

@@ -79,6 +79,21 @@ def test_unknown_names(name):
     assert ff.current_backend() == before
 
 
+def test_auto_looks_at_no_gpu_for_tensors_on_a_cpu(monkeypatch):
+    """A process that computes on its CPU takes no memory of a GPU, and may fork children that use one."""
+
+    def looked():
+        pytest.fail("looked for a GPU")
+
+    for name in ("triton", "cuda"):
+        monkeypatch.setitem(backends._UNAVAILABLE, name, looked)
+    monkeypatch.setattr(backends, "_chosen", {})
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with ff.use_backend("auto"):
+        ff.ff_forward(X, X)
+        assert "not cuda: its ff_forward runs on cuda tensors, not on cpu" in ff.explain("ff_forward", X)
+
+
 @pytest.mark.parametrize("name", backends.BACKENDS)
 def test_a_backend_that_cannot_run_says_why(name, monkeypatch):
     monkeypatch.setitem(backends._UNAVAILABLE, name, lambda: "the moon is full")
