@@ -36,6 +36,7 @@ def test_the_tables_configurations(aot, arch, operands):
         what = f"{arch} {c.kernel} {c.variant}"
         assert c.code.spills == 0, what
         assert c.in_flight == 0, what
+        assert c.scratch == 0, what
         assert c.code.registers <= (512 if arch == "gfx942" else 255), what
         assert c.shared <= DEVICES[arch].shared, what
         if c.kernel == "reduce_kernel":
@@ -122,6 +123,23 @@ def test_the_reader_sees_each_fault(aot, product, arch):
     assert read(aot, product, arch, divide=True, num_warps=8).loop["divisions"] > 0
     if arch == "sm_80":
         assert read(aot, product, arch, num_warps=8, maxnreg=64).spills > 0
+
+
+def test_the_reader_sees_memory_that_a_launch_needs(aot):
+    """As for a descriptor that the kernel makes itself."""
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def copy(a, b, m, n):
+        source = tl.make_tensor_descriptor(a, [m, n], [n, 1], [16, 64])
+        rows, cols = tl.arange(0, 16), tl.arange(0, 64)
+        tl.store(b + rows[:, None] * n + cols[None, :], source.load([0, 0]))
+
+    x = torch.empty(512, 512, dtype=torch.bfloat16, device="meta")
+    with aot.compiling("sm_90") as kernels:
+        copy[(1,)](x, x, 512, 512)
+    assert aot._read("sm_90", [(None, kernels[0])])[0].scratch > 0
 
 
 def test_a_loop_is_what_every_way_leads_through():

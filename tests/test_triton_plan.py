@@ -360,6 +360,7 @@ def test_a_hip_device_is_known_by_its_gcn_name(monkeypatch):
         device._of_index.cache_clear()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(device, "missing", lambda: None)
+    monkeypatch.setattr(device, "no_start", lambda: None)
     assert device.unavailable() is None, "no compute capability is asked for"
 
 
@@ -371,8 +372,26 @@ def test_why_it_is_unavailable(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
     assert device.unavailable() == "the GPU is older than sm_80"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(device, "no_start", lambda: "no compiler")
+    assert device.unavailable() == "no compiler"
     monkeypatch.setattr(device, "missing", lambda: "triton is not installed")
     assert device.unavailable() == "triton is not installed"
+
+
+def test_a_driver_that_does_not_start_is_a_reason(monkeypatch):
+    """Here for want of a GPU; on a machine that has one, of a C compiler or Python's headers."""
+    runtime = pytest.importorskip("triton.runtime")
+
+    class Driver:
+        @property
+        def active(self):
+            raise RuntimeError("Failed to find C compiler.")
+
+    monkeypatch.setattr(runtime, "driver", Driver())
+    reason = device.no_start.__wrapped__()
+    assert reason.startswith("Triton does not start (it needs a C compiler, Python.h")
+    assert reason.endswith("RuntimeError: Failed to find C compiler.")
 
 
 def test_shared_memory_of_the_devices_is_their_architectures():

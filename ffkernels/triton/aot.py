@@ -69,6 +69,7 @@ class Compiled:
     warps: int
     stages: int
     code: MachineCode
+    scratch: int  # bytes of global memory that a launch asks Triton's allocator for, which nobody sets
     in_flight: int  # instructions that touch registers of a wgmma in flight
     hash: str  # Triton's, of source, constants, specialisation and target
 
@@ -240,11 +241,13 @@ def _read(arch: str, kernels: Sequence[tuple[Variant, Any]]) -> list[Compiled]:
     for (variant, kernel), code in zip(kernels, codes, strict=True):
         meta = kernel.metadata
         in_flight = len(touched(kernel.asm["ptx"])) if "ptx" in kernel.asm else 0
+        scratch = getattr(meta, "global_scratch_size", None) or 0
         found.append(
             Compiled(
-                arch, meta.name, variant, meta.shared, meta.num_warps, meta.num_stages, code, in_flight, kernel.hash
+                arch, meta.name, variant, meta.shared, meta.num_warps, meta.num_stages, code, scratch, in_flight,
+                kernel.hash,
             )
-        )
+        )  # fmt: skip
     return found
 
 

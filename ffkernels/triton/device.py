@@ -40,6 +40,22 @@ def missing() -> str | None:
     return None
 
 
+@functools.cache
+def no_start() -> str | None:
+    """Why Triton's driver does not start on this machine; None if it does.
+
+    It compiles a module of its own when it is first used, for which a machine with a GPU may lack what that takes.
+    """
+    from triton.runtime import driver
+
+    try:
+        driver.active.utils  # noqa: B018
+    except Exception as error:  # of any kind: a subprocess's, an assertion
+        needs = "it needs a C compiler, Python.h and a libcuda.so.1 that ldconfig knows"
+        return f"Triton does not start ({needs}): {type(error).__name__}: {error}"
+    return None
+
+
 def unavailable() -> str | None:
     """Why the backend cannot run here; None if it can."""
     if (reason := missing()) is not None:
@@ -47,7 +63,7 @@ def unavailable() -> str | None:
     if torch.cuda.is_available():
         if torch.version.hip is None and torch.cuda.get_device_capability() < (8, 0):
             return "the GPU is older than sm_80"
-        return None
+        return no_start()
     return None if _stand_in is not None or interpreting() else "there is no CUDA or HIP device"
 
 
