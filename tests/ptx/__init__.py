@@ -1,7 +1,7 @@
 """A PTX interpreter for tests: runs what nvcc and Triton compile, on the CPU, with every access checked."""
 
-from .decode import Unsupported
 from .driver import In, LaunchError, Out, PtxFault, Struct, run
+from .modifiers import Unsupported
 from .nvcc import compile_cuda, kernels
 from .report import Report
 from .tensormap import TensorMap

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from . import syntax as ast
+from .modifiers import Mods, Unsupported
 from .syntax import type_size
 
 PROPAGATE, STRICT, CUSTOM = 0, 1, 2
@@ -70,10 +71,6 @@ INSN = np.dtype(
 NO_GUARD = 0xFFFFFFFF
 
 
-class Unsupported(Exception):
-    """PTX that this interpreter does not implement."""
-
-
 OPCODES = {}
 
 
@@ -86,45 +83,6 @@ def opcode(*names):
         return fn
 
     return register
-
-
-class Mods:
-    """The modifiers of an opcode, taken one by one; what is left over is unsupported."""
-
-    def __init__(self, opcode_text: str, line: int):
-        self.text, self.line = opcode_text, line
-        self.parts = opcode_text.split(".")[1:]
-
-    def fail(self, why: str):
-        raise Unsupported(f"line {self.line}: {self.text}: {why}")
-
-    def take(self, word: str) -> bool:
-        if word in self.parts:
-            self.parts.remove(word)
-            return True
-        return False
-
-    def choice(self, *words: str, default: str | None = None) -> str | None:
-        for word in words:
-            if self.take(word):
-                return word
-        return default
-
-    def need(self, *words: str) -> str:
-        found = self.choice(*words)
-        if found is None:
-            self.fail(f"one of .{', .'.join(words)} is needed")
-        return found
-
-    def type(self) -> str:
-        """The last modifier, which must be a type."""
-        if not self.parts or self.parts[-1] not in ast.TYPE_SIZES:
-            self.fail("no type")
-        return self.parts.pop()
-
-    def done(self):
-        if self.parts:
-            self.fail(f"modifier .{self.parts[0]} is not implemented")
 
 
 @dataclass

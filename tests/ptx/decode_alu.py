@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from . import syntax as ast
-from .decode import CUSTOM, FTZ, NAN, RELU, ROUND, SAT, XORSIGN, Decoder, Mods, opcode
+from .decode import CUSTOM, FTZ, NAN, RELU, ROUND, SAT, XORSIGN, Decoder, opcode
+from .modifiers import Mods
 from .syntax import type_size
 
 _INTS = ("u16", "s16", "u32", "s32", "u64", "s64")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from . import syntax as ast
-from .decode import CUSTOM, LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, SPACES, STRICT, Decoder, Mods, Operand, opcode
+from .decode import CUSTOM, LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, SPACES, STRICT, Decoder, Operand, opcode
+from .modifiers import Mods
 from .syntax import type_size
 
 ORDERS = {"weak": 0, "relaxed": 1, "acquire": 2, "release": 3, "acq_rel": 4, "sc": 5}

@@ -30,20 +30,7 @@ from .syntax import (
     Vec,
     type_size,
 )
-
-_TOKEN = re.compile(
-    r"""(?P<space>[ \t\r]+|//[^\n]*)
-      | (?P<newline>\n)
-      | (?P<comment>/\*.*?\*/)
-      | (?P<string>"[^"\n]*")
-      | (?P<float>0[fF][0-9a-fA-F]{8}(?![0-9a-fA-F])|0[dD][0-9a-fA-F]{16})
-      | (?P<decimal>\d+\.\d*(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+)
-      | (?P<int>0[xX][0-9a-fA-F]+U?|0[bB][01]+U?|\d+U?)
-      | (?P<word>[A-Za-z_$%.][\w$.]*(?:::[\w$.]+)*)
-      | (?P<punct>[{}()\[\];:,@!|+\-=<>*~&])
-    """,
-    re.X | re.S,
-)
+from .tokens import Tokens, to_int
 
 _SPACES = {".global": "global", ".const": "const", ".shared": "shared", ".local": "local", ".param": "param"}
 _SPECIAL = re.compile(
@@ -87,70 +74,14 @@ class _Scope:
         return None
 
 
-class Parser:
+class Parser(Tokens):
     """Recursive descent over the token list; `parse` is the one entry point."""
 
     def __init__(self, text: str):
-        self.kinds: list[str] = []
-        self.words: list[str] = []
-        self.lines: list[int] = []
-        line, pos = 1, 0
-        for m in _TOKEN.finditer(text):
-            if m.start() != pos:
-                break
-            pos = m.end()
-            kind = m.lastgroup
-            if kind == "newline":
-                line += 1
-            elif kind == "comment":
-                line += m.group().count("\n")
-            elif kind != "space":
-                self.kinds.append(kind)
-                self.words.append(m.group())
-                self.lines.append(line)
-        if pos != len(text) and text[pos:].strip("\0 \n\t"):
-            raise PtxSyntaxError(f"line {line}: unexpected character {text[pos]!r}")
-        self.kinds.append("end")
-        self.words.append("")
-        self.lines.append(line)
-        self.i = 0
+        super().__init__(text)
         self.loc: Loc | None = None
         self.inlined_at: dict[tuple, tuple] = {}
         self.scope_count = 0
-
-    # -- token helpers -------------------------------------------------------------------------------------------
-    @property
-    def word(self) -> str:
-        return self.words[self.i]
-
-    def fail(self, what: str):
-        raise PtxSyntaxError(f"line {self.lines[self.i]}: {what}, found {self.word!r}")
-
-    def take(self) -> str:
-        self.i += 1
-        return self.words[self.i - 1]
-
-    def accept(self, word: str) -> bool:
-        if self.words[self.i] == word:
-            self.i += 1
-            return True
-        return False
-
-    def expect(self, word: str):
-        if not self.accept(word):
-            self.fail(f"expected {word!r}")
-
-    def rest_of_line(self) -> list[str]:
-        line, out = self.lines[self.i], []
-        while self.lines[self.i] == line and self.kinds[self.i] != "end":
-            out.append(self.take())
-        return out
-
-    def integer(self) -> int:
-        sign = -1 if self.accept("-") else 1
-        if self.kinds[self.i] != "int":
-            self.fail("expected an integer")
-        return sign * _int(self.take())
 
     # -- module --------------------------------------------------------------------------------------------------
     def parse(self) -> Module:
@@ -317,7 +248,7 @@ class Parser:
             while self.kinds[self.i] in ("int",) or self.word == ",":
                 word = self.take()
                 if word != ",":
-                    values.append(_int(word))
+                    values.append(to_int(word))
             if key == ".pragma":
                 self.take()
                 self.expect(";")
@@ -537,19 +468,8 @@ class Parser:
             width = 31 if inner.bits < 1 << 32 else 63
             return Imm(-inner.value, inner.bits ^ (1 << width))
         if self.kinds[self.i] == "int":
-            return Imm(sign * _int(self.take()))
+            return Imm(sign * to_int(self.take()))
         self.fail("expected an operand")
-
-
-def _int(word: str) -> int:
-    word = word.rstrip("U")
-    if word[:2].lower() == "0x":
-        return int(word, 16)
-    if word[:2].lower() == "0b":
-        return int(word, 2)
-    if len(word) > 1 and word[0] == "0":
-        return int(word, 8)
-    return int(word)
 
 
 def parse(text: str) -> Module:
