@@ -31,6 +31,9 @@ def semantics(where: str, order: str = "weak", scope: str = "gpu") -> int:
     return SPACES[where] << 32 | ORDERS[order] << 36 | SCOPES[scope] << 40
 
 
+CONSTANT = 1 << 44  # of a load: what it reads must not change while the kernel runs
+
+
 def address(d: Decoder, op) -> tuple[Operand, int, int]:
     """The base operand, the offset, and the bytes of the base."""
     if not isinstance(op, ast.Addr):
@@ -94,8 +97,10 @@ def ld(d, ops, m):
     ops = drop_cache_hint(d, m, ops)
     kind = m.type()
     where, flags = _semantics_of(m)
-    while m.choice(*_HINTS):
-        pass
+    constant = m.text.startswith("ldu")
+    while hint := m.choice(*_HINTS):
+        constant |= hint == "nc"
+    flags |= constant * CONSTANT
     items = _elements(d, ops[0], m)
     m.done()
     dsts = [d.dst(o, kind, wider=True) if o != ast.SINK else d.sink(max(type_size(kind), 2)) for o in items]

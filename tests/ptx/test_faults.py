@@ -87,6 +87,16 @@ PAIRS = {
         "st.shared.u32 [%r2], %r9; ld.shared.u32 %r4, [%r2]; selp.u32 %r4, %r4, 0, %q0; selp.u32 %r4, 1, %r4, %q0; "
         "st.global.u32 [%p8], %r4;",
     ),
+    "read-only data that the kernel has written": (
+        "not constant",
+        "st.global.u32 [%p8], %r0; fence.acq_rel.gpu; bar.sync 0; ld.global.nc.u32 %r4, [%p0+4];",
+        "st.global.u32 [%p8], %r0; fence.acq_rel.gpu; bar.sync 0; ld.global.nc.u32 %r4, [%p1+4];",
+    ),
+    "read-only data that the kernel writes": (
+        "not constant",
+        "ldu.global.u32 %r4, [%p0]; bar.sync 0; @%q0 st.global.u32 [%p0], %r0;",
+        "ldu.global.u32 %r4, [%p1]; bar.sync 0; @%q0 st.global.u32 [%p0], %r0;",
+    ),
     "race in shared memory, read after write": (
         "race",
         "st.shared.u32 [%r2], %r0; xor.b32 %r4, %r0, 32; mad.lo.u32 %r4, %r4, 4, %r1; setp.lt.u32 %q1, %r0, 32; "

@@ -47,6 +47,7 @@ void load(Warp& w, const Insn& in, Mask m) {
   locate_lanes(w, m, addr, space, bytes, false, places);
   Order order = order_of(in);
   note_reads(w, m, places, bytes, actor_of(in));
+  if (reads_constant(in)) each_lane(m, [&](int i) { note_constant(w, i, places.lane[i], bytes); });
   Traffic traffic(w, bytes);
   Mask undefined = 0;
   each_lane(m, [&](int i) {

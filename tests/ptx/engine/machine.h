@@ -95,6 +95,7 @@ struct Region {
   uint8_t* state = nullptr;
   uint32_t *writes = nullptr, *reads = nullptr;  // a node a granule; null: not tracked
   Pool* pool = nullptr;
+  std::vector<bool> constant;  // granules that note_constant has seen; empty: none
   uint32_t shift = 2;          // log2 of the bytes of a granule
   uint8_t* sectors = nullptr;  // touched 32-byte sectors: 1 read, 2 written
   Space space = kGlobal;

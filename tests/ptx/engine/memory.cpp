@@ -267,6 +267,21 @@ void note_read(Warp& w, int lane, const Place& p, int bytes, const Actor& who) {
   }
 }
 
+void note_constant(Warp& w, int lane, const Place& p, int bytes) {
+  Region* r = p.region;
+  if (!r || !r->writes) return;
+  size_t first = p.offset >> r->shift, last = (p.offset + bytes - 1) >> r->shift;
+  if (r->constant.empty()) r->constant.resize((r->size >> r->shift) + 1);
+  for (size_t g = first; g <= last; g++) {
+    if (uint32_t wn = r->writes[g])
+      throw Fault{"not constant",
+                  access_name("read through the non-coherent cache", bytes, *r, p.offset) + " of what " +
+                      describe(w, r->pool->nodes[wn], r->space == kGlobal) + " has written in this launch",
+                  lane};
+    r->constant[g] = true;
+  }
+}
+
 void note_write(Warp& w, int lane, const Place& p, int bytes, const Actor& who, const void* value) {
   w.launch->progress++;
   Region* r = p.region;
@@ -281,6 +296,11 @@ void note_write(Warp& w, int lane, const Place& p, int bytes, const Actor& who, 
   Pool* pool = r->pool;
   size_t first = p.offset >> r->shift, last = (p.offset + bytes - 1) >> r->shift;
   for (size_t g = first; g <= last; g++) {
+    if (!r->constant.empty() && r->constant[g])
+      throw Fault{
+          "not constant",
+          access_name("write", bytes, *r, p.offset) + ": read through the non-coherent cache before, in this launch",
+          lane};
     uint32_t wn = r->writes[g], rn = r->reads[g];
     if (wn) {
       if (uint32_t bad = racing_write(w, pool, wn, global, who)) {

@@ -35,6 +35,8 @@ struct Actor {
 // A checked read or write of a located place; `value` lets two writes of the same value be told apart.
 void note_read(Warp& w, int lane, const Place& p, int bytes, const Actor& who);
 void note_write(Warp& w, int lane, const Place& p, int bytes, const Actor& who, const void* value);
+// A read of what must not change in this launch: ld.global.nc, whose cache no fence or barrier keeps coherent; and ldu.
+void note_constant(Warp& w, int lane, const Place& p, int bytes);
 void require_defined(int lane, const Place& p, int bytes);
 [[noreturn]] void undefined_operand(const char* what, Mask lanes);
 
@@ -76,6 +78,7 @@ void addresses(Warp& w, const Insn& in, int i, int64_t offset, uint64_t* out);
 inline Space space_of(const Insn& in) { return Space(in.flags >> 32 & 15); }
 inline Order order_of(const Insn& in) { return Order(in.flags >> 36 & 15); }
 inline Scope scope_of(const Insn& in) { return Scope(in.flags >> 40 & 15); }
+inline bool reads_constant(const Insn& in) { return in.flags >> 44 & 1; }
 inline Actor actor_of(const Insn& in) {
   Actor a;
   if (order_of(in) != kWeak) a.flags = kNodeStrong | (scope_of(in) == kCta ? uint32_t(kNodeCta) : 0u);
