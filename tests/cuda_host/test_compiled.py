@@ -132,6 +132,58 @@ def test_main_loops_load_while_they_multiply(arch, math):
         assert int(left, 16) >= 1  # loads in flight behind those that are waited for
 
 
+def unordered(code):
+    """What is wrong about the accesses by which blocks wait for each other, and about loads of what others write.
+
+    An acquire empties L1 (CCTL.IVALL) before anything else is loaded, or a line from before the wait would still be
+    read there; a release waits for the stores before it (MEMBAR) before it counts. A load that the compiler takes for
+    one of constants (LDG.E.CONSTANT) goes by neither.
+    """
+    wrong, fenced, stale = [], False, None
+    for _, text in code:
+        op = opcode(text)
+        if op.startswith("MEMBAR") and op.endswith(".GPU"):
+            fenced = True
+        elif op == "CCTL.IVALL":
+            stale = None
+        elif op.startswith(("LDG", "ATOMG", "RED", "STG", "BAR", "EXIT", "BRA")):
+            if stale:
+                wrong.append(f"{text} follows {stale} without CCTL.IVALL")
+                stale = None
+            if ".CONSTANT" in op:
+                wrong.append(f"{text} takes memory for constant")
+            if op.startswith("ATOMG") and not fenced:
+                wrong.append(f"{text} without MEMBAR")
+            if op.startswith("ATOMG") or (op.startswith("LDG.") and ".STRONG.GPU" in op):
+                stale = text
+            fenced = False
+    return wrong
+
+
+@on_each_arch
+@pytest.mark.parametrize("math", MATHS)
+def test_what_other_blocks_write_is_read_after_them(arch, math):
+    code = instructions(arch, math)
+    strong = Counter(opcode(text).split(".")[0] for _, text in code if ".STRONG.GPU" in text)
+    assert strong["LDG"] >= 1  # of the grid's barrier
+    assert strong["ATOMG"] >= 6  # beside it: tiles of rows, of columns, of weights, all rows of a layer, the last block
+    assert unordered(code) == []
+
+
+def test_an_access_without_its_order_is_seen():
+    acquire = ["LDG.E.STRONG.GPU R2, [R4.64]", "CCTL.IVALL", "LDG.E R2, [R6.64]"]
+    release = ["STG.E [R6.64], R2", "MEMBAR.ALL.GPU", "ERRBAR", "ATOMG.E.ADD.STRONG.GPU PT, R3, [R4.64], R5"]
+
+    def found(*lines):
+        return unordered(list(enumerate(lines)))
+
+    assert found(*release, *acquire[1:], *acquire) == []
+    assert found(acquire[0], acquire[2]) == [f"{acquire[2]} follows {acquire[0]} without CCTL.IVALL"]
+    assert found(release[0], *release[2:], "CCTL.IVALL") == [f"{release[3]} without MEMBAR"]
+    assert found(*release, "BAR.SYNC 0x0") == [f"BAR.SYNC 0x0 follows {release[3]} without CCTL.IVALL"]
+    assert found("LDG.E.CONSTANT R2, [R4.64]") == ["LDG.E.CONSTANT R2, [R4.64] takes memory for constant"]
+
+
 def test_a_spill_or_a_loop_that_waits_is_seen():
     """The checks above on made-up machine code."""
     text = [(0, "MOV R1, c[0x0][0x28]"), (16, "LDGSTS.E [R2], [R4.64]"), (32, "LDGDEPBAR"), (48, "DEPBAR.LE SB0, 0x0")]
