@@ -5,6 +5,8 @@ ARGS ?=
 RUN := .venv/bin/python
 # a test process a core; neighbouring tests stay together, since they share what is compiled or computed once
 PARALLEL := -n auto --dist worksteal
+# a kernel that never ends: where it was launched is printed, and its process ends
+HANGS := -o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true
 CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 export PIP_CONSTRAINT := constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -35,8 +37,10 @@ quick: .venv/built
 gpu: .venv/installed
 	@$(RUN) -m ffkernels.benchmark.gpu
 	@$(MAKE) --no-print-directory .venv/built
-	$(RUN) -m pytest -m gpu
-	$(RUN) -m pytest bench/bench_suite.py --device cuda --output build/gpu $(ARGS)
+	@failed=0; \
+	$(RUN) -m pytest $(PARALLEL) --maxprocesses 8 -m gpu $(HANGS) || failed=1; \
+	$(RUN) -m pytest bench/bench_suite.py --device cuda --output build/gpu $(ARGS) || failed=1; \
+	exit $$failed
 
 bench: .venv/built
 	$(RUN) -m ffkernels bench $(ARGS)

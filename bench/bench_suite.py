@@ -14,6 +14,7 @@ import pytest
 from ffkernels.benchmark import columns, gpu
 from ffkernels.benchmark.cases import CASES
 from ffkernels.benchmark.formats import FORMATS
+from ffkernels.benchmark.measure import FAILED
 
 
 class Replay:
@@ -56,7 +57,8 @@ def pytest_generate_tests(metafunc):
 def bench_suite(benchmark, measured, case, fmt, column):
     samples, left_out = measured(case, fmt)
     if column in left_out:
-        pytest.skip(left_out[column])
+        why = left_out[column]
+        (pytest.fail if why.startswith(FAILED) else pytest.skip)(why)
     REPLAY.load(samples[column])
     benchmark.group = case.name if fmt is None else f"{case.name}, {fmt.name}"
     benchmark.pedantic(REPLAY, rounds=len(samples[column]))

@@ -48,8 +48,12 @@ def measured(request):
                 run = config.stash[RUN]
                 one = run.add(case, seconds) if fmt is None else run.add(case, fmt, seconds)
                 found[case, fmt] = one.samples, one.left_out
+            except Exception as error:  # every line of the case has it, and none measures again
+                found[case, fmt] = error
             finally:
                 torch.set_num_threads(1)
+        if isinstance(found[case, fmt], Exception):
+            raise found[case, fmt]
         return found[case, fmt]
 
     return get

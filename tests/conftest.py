@@ -2,6 +2,7 @@
 
 import os
 import random
+import sys
 
 import hypothesis
 import pytest
@@ -11,7 +12,8 @@ import ffkernels as ff
 from ffkernels import _extension
 
 NO_SKIP = "FFKERNELS_CI"  # .ci/run sets it
-ALLOWED = ("needs a GPU", "needs AVX512-BF16")  # no software makes up for these
+NEEDS_GPU = "needs a GPU"
+ALLOWED = (NEEDS_GPU, "needs AVX512-BF16")  # no software makes up for these
 
 # The same examples in every run; the fixtures below only set what no example changes.
 hypothesis.settings.register_profile(
@@ -33,7 +35,8 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
     for item in items:
         params = item.callspec.params if hasattr(item, "callspec") else {}
-        if getattr(params.get("target"), "device", "cpu") != "cpu":
+        skipped = (mark.kwargs.get("reason", "") for mark in item.iter_markers("skipif"))
+        if getattr(params.get("target"), "device", "cpu") != "cpu" or NEEDS_GPU in skipped:
             item.add_marker("gpu")
 
 
@@ -77,6 +80,24 @@ def _same_start():
     settings = (ff.current_backend(), torch.get_default_dtype(), torch.get_float32_matmul_precision())
     yield
     assert (ff.current_backend(), torch.get_default_dtype(), torch.get_float32_matmul_precision()) == settings
+
+
+@pytest.fixture(autouse=True)
+def _gpu_is_alive(request):
+    """A kernel's fault is told to whoever asks the GPU next, and no call of this process succeeds afterwards: so each
+    test waits for its own, and ends the process where it must. pytest-xdist starts another for the next tests."""
+    yield
+    if request.node.get_closest_marker("gpu") is None:
+        return
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        message = f"{request.node.nodeid}: this process has lost the GPU: {error}"
+        if not hasattr(request.config, "workerinput"):
+            pytest.exit(message, returncode=1)
+        with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+            print(message, file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 @pytest.fixture

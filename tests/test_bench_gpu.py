@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,9 +15,10 @@ from ffkernels import cli
 from ffkernels.benchmark import gpu, predict, report
 from ffkernels.benchmark.cases import CASES, Case
 from ffkernels.benchmark.formats import FORMATS
-from ffkernels.benchmark.measure import checked
+from ffkernels.benchmark.measure import FAILED, checked
 from ffkernels.benchmark.problem import Problem
 from ffkernels.benchmark.timing import ROUNDS, Timed, interleaved, wall
+from ffkernels.benchmark.torch_columns import Autograd
 from ffkernels.cost import DEVICES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,6 +53,69 @@ def test_a_column_that_cannot_run_is_left_out_with_the_reason():
     column = gpu.columns(FORMATS["bf16"])["autograd"]
     without = type(column)(column.make, kinds=column.kinds, unavailable=lambda case: "no kernel")
     assert checked(Problem(STEP), {"autograd": without}) == ({}, {}, {"autograd": "no kernel"})
+
+
+class Wrong(Autograd):
+    def step(self):
+        return super().step() | {"loss": torch.zeros(1)}
+
+
+class Broken(Autograd):
+    def step(self):
+        raise ValueError("out of resource\nand more")
+
+
+@pytest.fixture
+def pretended(monkeypatch):
+    """A run whose GPU is this CPU, with three columns: one is right, one wrong, and one raises."""
+    own = gpu.columns(FORMATS["medium"])["autograd"]
+    made = {"autograd": Autograd, "triton": Wrong, "cuda": Broken}
+    monkeypatch.setattr(gpu, "columns", lambda fmt: {name: replace(own, make=make) for name, make in made.items()})
+    monkeypatch.setattr(gpu, "unavailable", lambda: None)
+    monkeypatch.setattr(gpu, "environment", lambda device: MACHINE)
+    monkeypatch.setattr(gpu, "Events", lambda device, rotate: wall())
+    return gpu.GpuRun("cpu")
+
+
+def test_columns_that_fail_or_are_wrong_cost_the_others_nothing(pretended):
+    found = pretended.add(STEP, FORMATS["medium"], 0.0)
+    assert found.samples.keys() == {"autograd"}
+    assert found.left_out.keys() == {"triton", "cuda"}
+    assert all(why.startswith(FAILED) for why in found.left_out.values())
+    assert "in step" in found.left_out["cuda"]
+    assert "in step\n    raise ValueError" in found.left_out["cuda"]  # where it failed
+    reasons = gpu.text(pretended.as_json()).splitlines()[-2:]
+    assert reasons[0] == f"cuda is left out: failed in {STEP.name}: ValueError: out of resource"
+    assert reasons[1].startswith(f"triton is left out: failed in {STEP.name}: RuntimeError: {STEP.name}, triton: the")
+    json.dumps(pretended.as_json())
+
+
+def test_a_case_of_which_every_column_fails_is_an_error(pretended, monkeypatch):
+    broken = {"cuda": replace(gpu.columns(None)["cuda"])}
+    monkeypatch.setattr(gpu, "columns", lambda fmt: broken)
+    with pytest.raises(RuntimeError, match="ValueError: out of resource"):
+        pretended.add(STEP, FORMATS["medium"], 0.0)
+    assert pretended.as_json()["cases"] == []
+
+
+def test_the_environment_is_that_of_the_gpu_in_use(monkeypatch):
+    """nvidia-smi counts all GPUs, torch those that CUDA_VISIBLE_DEVICES leaves."""
+    asked = []
+
+    def run(command, **options):
+        asked.append(command)
+        return subprocess.CompletedProcess(command, 0, stdout="580.1, 1980 MHz, 2619 MHz, 700 W\n")
+
+    properties = SimpleNamespace(
+        name="NVIDIA H100", major=9, minor=0, multi_processor_count=132, total_memory=1, L2_cache_size=2, uuid="ab-cd"
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(gpu.shutil, "which", lambda name: name)
+    monkeypatch.setattr(gpu.subprocess, "run", run)
+    found = gpu.environment(torch.device("cuda"))
+    assert "--id=GPU-ab-cd" in asked[0]
+    assert found["gpu"] == "NVIDIA H100"
+    assert (found["arch"], found["driver_version"], found["clocks_max_sm"]) == ("sm_90", "580.1", "1980 MHz")
 
 
 def test_inputs_take_turns():
@@ -129,6 +195,9 @@ def test_make_gpu_stops_before_it_builds():
         ["make", "--dry-run", "--assume-old=.venv/installed", "gpu"], cwd=ROOT, capture_output=True, text=True
     ).stdout.splitlines() if "-m ffkernels.benchmark.gpu" in line or "pytest" in line]  # fmt: skip
     assert len(recipe) == 3
+    assert all(
+        line.endswith("|| failed=1; \\") for line in recipe[1:]
+    )  # tests that fail leave the times to be measured
     assert recipe[0].endswith("-m ffkernels.benchmark.gpu")
     done = subprocess.run(
         [sys.executable, "-m", "ffkernels.benchmark.gpu"], capture_output=True, text=True, cwd=ROOT,

@@ -137,8 +137,8 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
     if shutil.which("nvidia-smi"):
         fields = "driver_version,clocks.max.sm,clocks.max.mem,power.limit"
-        index = device.index if device.index is not None else torch.cuda.current_device()
-        command = ["nvidia-smi", f"--id={index}", f"--query-gpu={fields}", "--format=csv,noheader"]
+        # not the index, which CUDA_VISIBLE_DEVICES changes
+        command = ["nvidia-smi", f"--id=GPU-{found.uuid}", f"--query-gpu={fields}", "--format=csv,noheader"]
         told = subprocess.run(command, capture_output=True, text=True)
         if told.returncode == 0:
             values = [value.strip() for value in told.stdout.split(",")]
@@ -189,9 +189,11 @@ class GpuRun:
         self.records: list[dict[str, Any]] = []
 
     def add(self, case: Case, fmt: Format, seconds: float) -> GpuMeasurement:
-        """Check every column of ``case`` and time them for about ``seconds``."""
+        """Check every column of ``case`` and time them for about ``seconds``; those that fail are left out."""
         problem = Problem(case, self.device, fmt.dtype, INPUTS)
-        timed, errors, left_out = checked(problem, columns(fmt))
+        timed, errors, left_out = checked(problem, columns(fmt), go_on=True)
+        if not timed:
+            raise RuntimeError("\n".join(left_out.values()))
         samples = interleaved(timed, seconds, Events(self.device, problem.rotate), least=0.0)
         found = GpuMeasurement(case, fmt, samples, errors, left_out)
         self.records.append(found.record(datasheet(self.machine["gpu"])))
@@ -227,7 +229,8 @@ def _headline(run: dict[str, Any]) -> list[str]:
 
 
 def _reasons(run: dict[str, Any]) -> list[str]:
-    return sorted({f"{name} is left out: {why}" for case in run["cases"] for name, why in case["left_out"].items()})
+    found = {(name, why.splitlines()[0]) for case in run["cases"] for name, why in case["left_out"].items()}
+    return [f"{name} is left out: {why}" for name, why in sorted(found)]
 
 
 def text(run: dict[str, Any]) -> str:

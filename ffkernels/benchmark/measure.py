@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
+import traceback
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,17 +20,21 @@ from .problem import Problem
 from .report import with_ratios
 from .timing import Timed, interleaved
 
+FAILED = "failed"  # how the reason begins why a column is left out that should not be
 SECONDS = 20.0  # for each case: medians of large cases, too, are of several rounds then
 
 
 def checked(
-    problem: Problem, columns: dict[str, Column]
+    problem: Problem, columns: dict[str, Column], go_on: bool = False
 ) -> tuple[dict[str, Timed], dict[str, dict[str, float]], dict[str, str]]:
     """Make and run every column once.
 
+    Args:
+        go_on: leave out a column that fails, or gives a wrong result, and go on with the others.
+
     Returns:
         What is to be timed; the relative errors of each column's first result; the columns that cannot run here, with
-        the reason.
+        the reason, which begins with FAILED where one has failed.
 
     Raises:
         RuntimeError: a column gave a wrong result.
@@ -53,14 +58,19 @@ def checked(
             with column.settings(), config.patch(fx_graph_cache=kept):
                 made = column.make(problem)
                 result = made.run()
-        except InductorError as error:
-            if not isinstance(error.inner_exception, InvalidCxxCompiler):
+            if column.precision is not None:
+                found = truth.errors(made, result)
+                require_right(f"{case.name}, {name}", found, column.precision)
+                errors[name] = found
+        except Exception as error:  # of a kernel, a compiler or torch: they have no one type
+            if isinstance(error, InductorError) and isinstance(error.inner_exception, InvalidCxxCompiler):
+                left_out[name] = f"torch.compile found no C++ compiler: {error.inner_exception}"
+            elif go_on:
+                first = next(iter(str(error).splitlines()), "")
+                left_out[name] = f"{FAILED} in {case.name}: {type(error).__name__}: {first}\n{traceback.format_exc()}"
+            else:
                 raise
-            left_out[name] = f"torch.compile found no C++ compiler: {error.inner_exception}"
             continue
-        if column.precision is not None:
-            errors[name] = truth.errors(made, result)
-            require_right(f"{case.name}, {name}", errors[name], column.precision)
         timed[name] = Timed(made.run, column.settings)
     return timed, errors, left_out
 
