@@ -154,7 +154,7 @@ def measured(**seconds):
 
 def test_a_run_as_a_table():
     found = measured(autograd=400e-6, compile=200e-6, triton=100e-6)
-    record = found.record(gpu.datasheet(MACHINE["gpu"]))
+    record = found.record(gpu.datasheet(MACHINE["gpu"], MACHINE["multiprocessors"]))
     assert record["seconds"]["triton"] == pytest.approx({"median": 200e-6, "min": 100e-6, "max": 300e-6})
     assert record["limit"] == pytest.approx(4 * 8192 * 2000 * 2000 / 989.4e12)
     run = {"date": "2026-01-02", "machine": MACHINE, "cases": [record]}
@@ -165,7 +165,7 @@ def test_a_run_as_a_table():
     assert cells[-10:] == ["800.0", "-", "400.0", "-", "200.0", "-", "-", "-", "2.00x", "66%"]
     assert lines[-1] == "cuda is left out: not built"
     assert "| step 4096 x 2000->2000 | bf16 | 800.0 | - | 400.0 | - | 200.0 |" in gpu.markdown(run)
-    unknown = {**run, "cases": [found.record(gpu.datasheet("Some GPU"))]}
+    unknown = {**run, "cases": [found.record(gpu.datasheet("Some GPU", 132))]}
     assert gpu.text(unknown).splitlines()[4].split()[-1] == "-"
 
 
@@ -174,8 +174,15 @@ def test_datasheets_are_found_by_the_gpus_own_names():
         "NVIDIA A100-SXM4-80GB": "A100", "NVIDIA H200": "H200", "NVIDIA GeForce RTX 4090": "RTX 4090",
         "NVIDIA B200": "B200", "AMD Instinct MI300X": "MI300X",
     }  # fmt: skip
-    assert {name: gpu.datasheet(name).name for name in names} == names
-    assert gpu.datasheet("NVIDIA GeForce GTX 1080") is None
+    assert {name: gpu.datasheet(name, DEVICES[key].multiprocessors).name for name, key in names.items()} == names
+    assert gpu.datasheet("NVIDIA GeForce GTX 1080", 20) is None
+
+
+def test_a_gpu_that_shares_its_name_with_a_faster_one_has_no_datasheet_here():
+    assert gpu.datasheet("NVIDIA H100 80GB HBM3", 132).name == "H100"
+    assert gpu.datasheet("NVIDIA H100 80GB HBM3 MIG 3g.40gb", 60) is None
+    assert gpu.datasheet("NVIDIA H100 PCIe", 114) is None
+    assert gpu.datasheet("NVIDIA GH200 480GB", 132) is None, "which is no H200"
 
 
 @NO_GPU

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import shutil
 import statistics
 import subprocess
@@ -34,8 +35,10 @@ def unavailable() -> str | None:
     """Why nothing can be measured here; None if there is a GPU."""
     if torch.cuda.is_available():
         return None
-    built = torch.version.cuda or torch.version.hip
-    return "needs a GPU: " + ("torch finds none" if built else f"torch {torch.__version__} is built for CPUs only")
+    if not (torch.version.cuda or torch.version.hip):
+        return f"needs a GPU: torch {torch.__version__} is built for CPUs only"
+    built = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"HIP {torch.version.hip}"
+    return f"needs a GPU: torch {torch.__version__} finds none, or none whose driver is new enough for its {built}"
 
 
 class Graphed:
@@ -103,9 +106,16 @@ OWN = ("triton", "triton graph", "cuda", "cuda graph")
 COLUMNS = ("autograd", "graph", "compile", "mm", *OWN)
 
 
-def datasheet(name: str) -> cost.Device | None:
-    """The entry of the cost model for the GPU that calls itself ``name``."""
-    return next((device for key, device in cost.DEVICES.items() if key in name), None)
+def datasheet(name: str, multiprocessors: int) -> cost.Device | None:
+    """The entry of the cost model for the GPU that calls itself ``name``.
+
+    None for what is sold under the same name with other rates (PCIe cards), and for a part of a GPU (MIG): they have
+    other numbers of multiprocessors.
+    """
+    for key, device in cost.DEVICES.items():
+        if re.search(rf"\b{key}\b", name) and device.multiprocessors == multiprocessors:
+            return device
+    return None
 
 
 _TRITON = ("triton", "pytorch-triton-rocm", "pytorch-triton")  # names of its distributions
@@ -196,7 +206,7 @@ class GpuRun:
             raise RuntimeError("\n".join(left_out.values()))
         samples = interleaved(timed, seconds, Events(self.device, problem.rotate), least=0.0)
         found = GpuMeasurement(case, fmt, samples, errors, left_out)
-        self.records.append(found.record(datasheet(self.machine["gpu"])))
+        self.records.append(found.record(datasheet(self.machine["gpu"], self.machine["multiprocessors"])))
         return found
 
     def as_json(self) -> dict[str, Any]:

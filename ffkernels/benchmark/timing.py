@@ -43,9 +43,9 @@ def wall(clock: Callable[[], float] = time.perf_counter) -> Sample:
 class Events:
     """By CUDA events around each call, on a GPU that holds nothing of the call before in its L2 cache.
 
-    Before each call twice the size of L2 is written and the next input is taken (``rotate``). Writing takes longer than
-    launching a few kernels, so these do not wait for the host; a column of very many launches does, as it would in
-    training.
+    Before each call twice the size of L2 is written and the next input is taken (``rotate``). That gives the host a
+    start (about 40 us on an H100, by the datasheet): what it prepares for longer is timed with the wait for it, as it
+    would be in training. A CUDA graph does without.
     """
 
     def __init__(self, device: torch.device, rotate: Callable[[], None]) -> None:
