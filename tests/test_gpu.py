@@ -99,10 +99,14 @@ def test_a_first_call_beside_another_threads_capture(backend):
     """It allocates and loads kernels, which torch's way of capturing forbids to all threads."""
     captured, beside = arguments("ff_step_"), arguments("ff_step_")
     cases.call("ff_step_", cases.copied(captured))
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for size in (1 << 10, 8 << 20):  # torch's allocator itself may ask for nothing new meanwhile
+            torch.empty(size, dtype=torch.uint8, device="cuda")
     torch.cuda.synchronize()
 
     def call():
-        with torch.cuda.stream(torch.cuda.Stream()):
+        with torch.cuda.stream(stream):
             return outcome(cases.call("ff_step_", beside), beside)
 
     graph = torch.cuda.CUDAGraph()
