@@ -373,3 +373,9 @@ def label_values(name: str, t: Tensor, num_classes: int) -> None:
     if _look_inside(t) and t.numel() and not bool(((t >= 0) & (t < num_classes)).all()):
         bad = t[(t < 0) | (t >= num_classes)][0].item()
         raise ValueError(f"{name} must be in [0, {num_classes}) as num_classes says, got {bad}")
+
+
+def draw_values(draws: Tensor) -> None:
+    fine = (draws >= 0) & (draws < 1)
+    if _look_inside(draws) and not bool(fine.all()):
+        raise ValueError(f"draws must be in [0, 1), got {draws[~fine][0].item():g}")

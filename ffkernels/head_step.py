@@ -112,6 +112,8 @@ def ff_head_step_(
 
 def _check_draw(logits, labels, draws, dtype):
     checks.matrix("logits", logits)
+    if logits.shape[1] < 2:
+        raise ValueError(f"logits must be (B, C) of C >= 2 classes, got {tuple(logits.shape)}")
     checks.labels("labels", labels, logits, dims=1)
     checks.like("draws", draws, (len(logits),), "(B,)", dtype, logits.device)
 
@@ -120,8 +122,9 @@ def _check_draw_other_labels(logits, labels, draws):
     _check_draw(logits, labels, draws, torch.float32)
 
 
-def _enter_draw(logits, labels, *rest):
+def _enter_draw(logits, labels, draws, *rest):
     checks.label_values("labels", labels, logits.shape[1])
+    checks.draw_values(draws)
 
 
 _define(

@@ -229,9 +229,13 @@ def test_bad_labels_and_draws(everywhere):
         (torch.zeros(3).long(), torch.rand(4), ValueError),
         (torch.zeros(4).long(), torch.rand(5), ValueError),
         (torch.zeros(4).long(), torch.rand(4).double(), TypeError),
+        (torch.zeros(4).long(), torch.tensor([0.5, 1.0, 0.0, 0.1]), ValueError),
+        (torch.zeros(4).long(), torch.tensor([0.5, torch.nan, 0.0, 0.1]), ValueError),
     ):
         with pytest.raises(error):
             draw_other_labels(logits, labels, draws)
+    with pytest.raises(ValueError, match=r"logits must be \(B, C\) of C >= 2 classes, got \(4, 1\)"):
+        draw_other_labels(logits[:, :1], torch.zeros(4).long(), torch.rand(4))
 
 
 def test_opcheck_of_draws():
@@ -272,6 +276,8 @@ def test_hard_inputs_that_are_nothing(everywhere):
         ({"labels": torch.zeros(3)}, "labels must hold integers"),
         ({"draws": torch.rand(4)}, "draws must be torch.float64"),
         ({"draws": torch.rand(5).double()}, r"draws must have shape \(B,\)"),
+        ({"draws": torch.tensor([0.5, 0.0, -0.1, 0.9]).double()}, r"draws must be in \[0, 1\), got -0.1"),
+        ({"draws": torch.tensor([0.5, 0.0, 1.0, 0.9]).double()}, r"draws must be in \[0, 1\), got 1"),
         ({"floor": 0.0}, "floor must be finite and > 0"),
         ({"count": 5}, r"count must be in \[0, 4\]"),
         ({"count": -1}, r"count must be in \[0, 4\]"),

@@ -89,6 +89,7 @@ struct Rows {
         col_stride(t.stride(1)),
         rows(t.size(0)),
         classes(t.size(1)) {
+    STD_TORCH_CHECK(classes >= 2, "logits: must have 2 classes or more");
     check_size(labels, "labels", 0, rows);
     label = labels_argument(labels, "labels", 1, classes);
     label_stride = labels.stride(0);
@@ -106,6 +107,8 @@ struct Rows {
   }
 };
 
+void check_draw(double draw) { STD_TORCH_CHECK(draw >= 0 && draw < 1, "draws: must be in [0, 1)"); }
+
 }  // namespace
 
 Tensor draw_other_labels(const Tensor& logits, const Tensor& labels, const Tensor& draws) {
@@ -115,6 +118,7 @@ Tensor draw_other_labels(const Tensor& logits, const Tensor& labels, const Tenso
   auto* drawn = static_cast<int64_t*>(result.mutable_data_ptr());
   std::vector<double> p(given.classes);
   for (int64_t m = 0; m < given.rows; ++m) {
+    check_draw(draw[m]);
     const double total = given.exponentials(m, given.label_of(m), p);
     double cumulated = 0;
     for (double& each : p) each = cumulated += each / total;
@@ -133,8 +137,9 @@ Tensor draw_hard_inputs(const Tensor& logits, const Tensor& labels, const Tensor
   std::vector<double> p(given.classes);
   std::vector<std::pair<double, int64_t>> keys;  // the smallest win: the row counts where two are the same
   for (int64_t m = 0; m < given.rows; ++m) {
-    const double total = given.exponentials(m, -1, p);
-    const double key = std::log(draw[m * draws.stride(0)]) / (p[given.label_of(m)] / total - 1 - floor);
+    const double own = draw[m * draws.stride(0)], total = given.exponentials(m, -1, p);
+    check_draw(own);
+    const double key = std::log(own) / (p[given.label_of(m)] / total - 1 - floor);
     keys.emplace_back(std::isnan(key) ? kNothing : key, m);
   }
   std::nth_element(keys.begin(), keys.begin() + count, keys.end());
