@@ -72,6 +72,14 @@ inline void check_number(double value, const char* name, double low, bool above 
                   above ? "> " : ">= ", low);
 }
 
+// What labels write into x, finite as a number of its dtype.
+inline void check_strength(double strength, ScalarType dtype) {
+  const double largest = dtype == ScalarType::Half       ? 65504.0
+                         : dtype == ScalarType::BFloat16 ? 0x1.fep127
+                                                         : 0x1.fffffep127;
+  STD_TORCH_CHECK(std::fabs(strength) <= largest, "strength: must be finite in x's dtype");
+}
+
 inline void check_num_classes(int64_t num_classes, int64_t depth) {
   STD_TORCH_CHECK(num_classes > 0 && num_classes <= depth, "num_classes: must be in [1, ", depth, "]");
 }

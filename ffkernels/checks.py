@@ -266,6 +266,9 @@ def as_labels(name: str, t: Tensor, x: Tensor, dims: int, several: bool = False)
 def label_options(num_classes: object, strength: object, x: Tensor) -> None:
     count("num_classes", num_classes, 1, x.shape[-1], "labels are written over the first columns of x (B, K)")
     number("strength", strength)
+    largest = torch.finfo(x.dtype).max if x.dtype.is_floating_point else math.inf
+    if abs(strength) > largest:  # type: ignore[operator]  # number has seen that it is one
+        raise ValueError(f"strength must be finite in {x.dtype} as x is, got {strength!r}")
 
 
 def plain_label_options(num_classes: object, strength: object, x: Tensor) -> None:

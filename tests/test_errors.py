@@ -126,6 +126,9 @@ for _op, _names in [("ff_label_forward", ["labels"]), ("ff_label_step_", ["label
     bad_call(_op, "num_classes 3.0", lambda a: {"num_classes": 3.0}, TypeError, "num_classes", "3.0")
     bad_call(_op, "num_classes None", lambda a: {"num_classes": None}, TypeError, "num_classes", "None")
     bad_call(_op, "strength", lambda a: {"strength": NAN}, ValueError, "strength", "nan")
+    bad_call(_op, "strength in float32", lambda a: {"strength": -1e39}, ValueError, "strength", "float32", "-1e+39")
+    bad_call(_op, "strength in bf16", lambda a: {"strength": 3.4e38}, ValueError, "strength", "bfloat16", "3.4e+38",
+             dtype=torch.bfloat16)  # fmt: skip
 
 # ---------------------------------------------------------------------------------------------------------------------
 # In-place targets, state and optimizer.

@@ -82,7 +82,7 @@ void set_sign(Job& job, Spans& spans, const Tensor& sign) {
 
 void set_label_pair(Job& job, Spans& spans, const LabelPair& pair) {
   check_num_classes(pair.num_classes, job.depth);
-  STD_TORCH_CHECK(std::isfinite(pair.strength), "strength: must be finite");
+  check_strength(pair.strength, dtype_of(job.type));
   Labels& labels = job.labels;
   labels.candidates = 2;
   labels.num_classes = pair.num_classes;
@@ -360,7 +360,7 @@ std::tuple<std::vector<Tensor>, Tensor> ff_network_forward(const NetworkForwardA
   }
   if (a.num_classes != 0) {
     check_num_classes(a.num_classes, jobs[0].depth);
-    STD_TORCH_CHECK(std::isfinite(a.strength), "strength: must be finite");
+    check_strength(a.strength, dtype_of(jobs[0].type));
     jobs[0].neutral_cols = a.num_classes;
     jobs[0].neutral = static_cast<float>(a.strength / static_cast<double>(a.num_classes));
   }
@@ -389,7 +389,7 @@ Three ff_label_forward(const LayerArguments& a, const Tensor& labels, int64_t nu
   Spans spans;
   set_layer(job, spans, a);
   check_num_classes(num_classes, job.depth);
-  STD_TORCH_CHECK(std::isfinite(strength), "strength: must be finite");
+  check_strength(strength, dtype_of(job.type));
   Labels& own = job.labels;
   own.label[0] = labels_argument(labels, "labels", 2, num_classes);
   check_size(labels, "labels", 0, job.rows);
