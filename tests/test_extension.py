@@ -238,6 +238,10 @@ SHORTENED.untyped_storage().resize_(4 * 23)
         ({"x": X.half()}, "x: must be float32 or bfloat16"),
         ({"x": X.long()}, "x: must be float32 or bfloat16"),
         ({"x": torch.ones(4, 5)}, "weight"),
+        (
+            {"x": torch.ones(1, 1).expand(2**62, 1), "weight": torch.ones(3, 1), "x_sqnorm": None},
+            "more values than there are addresses",
+        ),
         ({"x": EMPTIED}, "x: reaches beyond its storage"),
         ({"weight": SHORTENED}, "weight: reaches beyond its storage"),
         ({"weight": torch.ones(6)}, "weight: must have 2 dim"),

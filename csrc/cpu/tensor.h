@@ -48,7 +48,11 @@ template <size_t dim>
 Tensor new_tensor(const std::array<int64_t, dim>& sizes, ScalarType dtype) {
   std::array<int64_t, dim> strides;
   int64_t stride = 1;
-  for (size_t d = dim; d-- > 0; stride *= sizes[d]) strides[d] = stride;
+  for (size_t d = dim; d-- > 0;) {
+    strides[d] = stride;
+    STD_TORCH_CHECK(!__builtin_mul_overflow(stride, sizes[d], &stride) && stride <= INT64_MAX / width_of(dtype),
+                    "the result has more values than there are addresses");
+  }
   static const int32_t cpu = aoti_torch_device_type_cpu();
   static const int32_t float32 = aoti_torch_dtype_float32();
   static const int32_t bfloat16 = aoti_torch_dtype_bfloat16();
