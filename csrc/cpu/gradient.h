@@ -97,7 +97,6 @@ template <typename Core, typename T>
 void Layer<Core, T>::gradient_block(int64_t first, int64_t cols, const Own& own) {
   if (first_block_) {
     for (int64_t n = 0; n < cols; ++n) grad_bias_[first + n] = job_.given_bias ? job_.given_bias[first + n] : 0.f;
-    for (int64_t n = 0; job_.positive_sum && n < cols; ++n) job_.positive_sum[first + n] = 0.f;
     for (int64_t c = 0; c < labels_.num_classes; ++c) {
       for (int64_t n = 0; n < cols; ++n) grad_labels_[c * grad_cols_ + first + n] = 0.f;
     }

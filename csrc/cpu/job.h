@@ -86,7 +86,7 @@ struct Job {
   Matrix gradient_y;  // y (or p) where the forward pass did not make it here
   Floats coef;        // (rows,) where the loss does not give it
   Floats row_term, col_term;
-  float* positive_sum = nullptr;  // (cols,): of y over the positive rows; null: not wanted
+  float* positive_sum = nullptr;  // (cols,), zeros: y of the positive rows is added; null: not wanted
   void* grad_weight = nullptr;    // (cols, depth), contiguous: store the gradient; null: run the optimizer
   void* grad_bias = nullptr;
   void* new_weight = nullptr;  // = weight.data, contiguous, where the optimizer runs
