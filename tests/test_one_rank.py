@@ -11,7 +11,8 @@ from ranks import TESTS, free_port
 
 import ffkernels as ff
 from ffkernels import cli, distributed
-from ffkernels.distributed import DataParallelFF, PipelineFF
+from ffkernels.config import TrainConfig
+from ffkernels.distributed import DataParallelFF, PipelineFF, run
 
 
 @pytest.fixture
@@ -183,6 +184,19 @@ def test_the_command_line_refuses_before_it_makes_a_folder(launched, tmp_path, c
     assert os.listdir(tmp_path) == []
     error = capsys.readouterr().err
     assert re.fullmatch(rf"error: .*{message}.*\n", error), error
+
+
+@pytest.mark.parametrize(
+    ("given", "stages", "message"),
+    [
+        ({"hidden": (5,)}, 2, "stages must be at most the net's 1 layers, got 2"),
+        ({"hidden": (5, 4), "mode": "greedy"}, 2, "mode must be 'simultaneous' with a pipeline"),
+    ],
+)
+def test_a_division_that_does_not_fit_the_run_is_known_before_it_begins(given, stages, message):
+    run.check_config(TrainConfig(**given), run.Division())
+    with pytest.raises(ValueError, match=message):
+        run.check_config(TrainConfig(**given), run.Division(stages=stages))
 
 
 def test_attempts_of_torchrun_share_no_keys(launched, monkeypatch):

@@ -87,7 +87,9 @@ def _train_together(args: argparse.Namespace, parser: argparse.ArgumentParser) -
                     path = Path(args.run_dir) if args.run_dir else run.begun(Path("runs"))
                     if path is not None and (path / "config.json").exists():
                         args.resume, args.run_dir, args.preset = str(path), None, None
-                folder, dataset = _prepare(args, parser, launch=run.launch_key(), check=run.check_config)
+                folder, dataset = _prepare(
+                    args, parser, launch=run.launch_key(), check=lambda config: run.check_config(config, division)
+                )
                 path = folder.path
             path = group.from_first(path)
             if rank:

@@ -85,8 +85,8 @@ def begun(runs: Path) -> Path | None:
     return max(found, key=lambda p: p.stat().st_mtime, default=None)
 
 
-def check_config(config: TrainConfig) -> None:
-    """ValueError names what one process can do and several cannot."""
+def check_config(config: TrainConfig, division: Division) -> None:
+    """ValueError names what one process can do and several cannot, or not when divided so."""
     simple = {
         "loss": "logistic", "negatives": "uniform", "shift": 0, "affine": (), "noise": 0.0, "head_layers": (),
         "average": 0.0, "dropout": 0.0, "direction": "maximize", "candidates": None, "recurrent": False,
@@ -96,6 +96,10 @@ def check_config(config: TrainConfig) -> None:
         raise ValueError(
             f"not for several processes: {', '.join(f'{name} {value!r}' for name, value in other.items())}"
         )
+    if division.stages > len(config.hidden):
+        raise ValueError(f"stages must be at most the net's {len(config.hidden)} layers, got {division.stages}")
+    if division.stages > 1 and config.mode == "greedy":
+        raise ValueError("mode must be 'simultaneous' with a pipeline: in 'greedy' mode one layer trains at a time")
 
 
 def restore(folder: RunFolder, model: ParallelModel) -> list[Record]:
@@ -134,7 +138,7 @@ def train(
     config = folder.config
     with watch().guard():
         folder.check_data(dataset)
-        check_config(config)
+        check_config(config, division)
         dataset = config.prepare(dataset)
         x, y, measured_on = split(dataset, config.validation)
         model = division.model(folder.build_net(), 2 * (config.batch_size or 1))
