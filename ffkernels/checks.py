@@ -9,6 +9,7 @@ stall the stream.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -126,6 +127,8 @@ def like(
 ) -> None:
     if not isinstance(t, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
+    if t.layout is not torch.strided:
+        raise TypeError(f"{name} must be dense (torch.strided), got {t.layout}")
     if t.shape != shape:
         raise ValueError(f"{name} must have shape {what} = {tuple(shape)}, got {tuple(t.shape)}")
     if t.dtype != dtype:
@@ -267,7 +270,7 @@ def label_options(num_classes: object, strength: object, x: Tensor) -> None:
     count("num_classes", num_classes, 1, x.shape[-1], "labels are written over the first columns of x (B, K)")
     number("strength", strength)
     largest = torch.finfo(x.dtype).max if x.dtype.is_floating_point else math.inf
-    if abs(strength) > largest:  # type: ignore[operator]  # number has seen that it is one
+    if abs(strength) > largest:  # type: ignore[arg-type]  # number has seen that it is one
         raise ValueError(f"strength must be finite in {x.dtype} as x is, got {strength!r}")
 
 
@@ -284,6 +287,11 @@ def flat_state(optimizer: object, state: Mapping[str, Tensor], bias: Tensor | No
     return optimizer.flatten(state, bias is not None)
 
 
+def named_state(state: Sequence[Tensor], optimizer: str, bias: Tensor | None) -> dict[str, Tensor]:
+    """A flat state's tensors by name; ValueError if they are too few or too many."""
+    return dict(zip(state_names(optimizer, len(state), bias is not None), state, strict=True))
+
+
 def given_state(
     state: Sequence[Tensor],
     optimizer: str,
@@ -291,33 +299,25 @@ def given_state(
     weight: Tensor,  # (N, K)
     bias: Tensor | None,  # (N,)
 ) -> None:
-    """A flat state's types; the rest is left to state_tensors."""
-    if lr is not None:
-        lr_device(lr, weight)
-    for name, t in zip(state_names(optimizer, len(state), bias is not None), state, strict=True):
+    """The types of lr and a flat state; the rest of it is left to state_tensors."""
+    if lr is not None and lr.device != weight.device:
+        raise ValueError(f"lr must be on {weight.device} as weight is, got {lr.device}")
+    for name, t in named_state(state, optimizer, bias).items():
         if not isinstance(t, Tensor):
             raise TypeError(f"state[{name!r}] must be a tensor, got {type(t).__name__}")
         if t.is_meta is not weight.is_meta:
             raise ValueError(f"state[{name!r}] must be on {weight.device} as weight is, got {t.device}")
 
 
-def lr_device(lr: Tensor, weight: Tensor) -> None:
-    if lr.device != weight.device:
-        raise ValueError(f"lr must be on {weight.device} as weight is, got {lr.device}")
-
-
 def state_tensors(
     state: Sequence[Tensor],
     optimizer: str,
-    lr: Tensor | None,
     weight: Tensor,  # (N, K)
     bias: Tensor | None,  # (N,)
 ) -> None:
-    """A flat state against the parameters that it belongs to."""
-    if lr is not None:
-        lr_device(lr, weight)
+    """A flat state, of tensors, against the parameters that it belongs to."""
     dtype, device = state_dtype(weight.dtype), weight.device
-    for name, t in zip(state_names(optimizer, len(state), bias is not None), state, strict=True):
+    for name, t in named_state(state, optimizer, bias).items():
         shape = () if name == "step" else bias.shape if bias is not None and name.endswith("_bias") else weight.shape
         if t.shape != shape or t.dtype != dtype or t.device != device:
             raise ValueError(
@@ -326,38 +326,48 @@ def state_tensors(
             )
 
 
-def targets(written: Sequence[Tensor], read: Sequence[Tensor | None]) -> None:
-    """In-place targets must be contiguous and share memory with no other argument.
+def updated(
+    weight: Tensor,  # (N, K)
+    bias: Tensor | None,  # (N,)
+    state: Sequence[Tensor],
+    optimizer: str,
+    owner: str = "",
+) -> dict[str, Tensor]:
+    """What an optimizer's step writes, by name."""
+    found = {f"{owner}weight": weight}
+    if bias is not None:
+        found[f"{owner}bias"] = bias
+    return found | {f"{owner}state[{name!r}]": t for name, t in named_state(state, optimizer, bias).items()}
 
-    ``written``: weight, bias (if any), then the state's tensors.
-    """
-    if torch.compiler.is_compiling() or type(written[0]) not in PLAIN or written[0].is_meta:
+
+def targets(written: Mapping[str, Tensor], read: Mapping[str, Tensor | None]) -> None:
+    """In-place targets must be contiguous and share memory with no other argument."""
+    first = next(iter(written.values()))
+    if torch.compiler.is_compiling() or type(first) not in PLAIN or first.is_meta:
         return  # traced tensors have no addresses; the kernels look again
-    spans = []
-    for t in written:
+    names, spans = list(written), []
+    for i, (name, t) in enumerate(written.items()):
         if not t.is_contiguous():
             raise ValueError(
-                "weight, bias and state are updated in place and must be contiguous, "
+                f"{name} is updated in place and must be contiguous, "
                 f"got a tensor of shape {tuple(t.shape)} with strides {t.stride()}"
             )
         start = t.data_ptr()
-        spans.append((start, start + t.nbytes))
+        spans.append((start, start + t.nbytes, i))
     spans.sort()
-    end = -1
-    for start, stop in spans:
-        if start < end:
-            raise ValueError("weight, bias and state are updated in place and must not share memory with each other")
-        end = max(end, stop)
-    for other in read:
-        if other is not None and other.numel():
-            start = other.data_ptr()
-            last = sum((n - 1) * s for n, s in zip(other.shape, other.stride(), strict=True))
-            stop = start + other.element_size() * (1 + last)
-            for low, high in spans:
+    if shared := [sorted((i, j)) for (_, end, i), (start, _, j) in itertools.pairwise(spans) if start < end]:
+        name, other = (names[i] for i in min(shared))
+        raise ValueError(f"{name} and {other} are updated in place and must not share memory, but do")
+    for other, seen in read.items():
+        if seen is not None and seen.numel():
+            start = seen.data_ptr()
+            last = sum((n - 1) * s for n, s in zip(seen.shape, seen.stride(), strict=True))
+            stop = start + seen.element_size() * (1 + last)
+            for low, high, i in spans:
                 if low < stop and start < high:
                     raise ValueError(
-                        "weight, bias and state are updated in place and must not share memory with another argument, "
-                        f"but one of shape {tuple(other.shape)} does"
+                        f"{names[i]} is updated in place and must not share memory with another argument, "
+                        f"but does with {other} {tuple(seen.shape)}"
                     )
 
 

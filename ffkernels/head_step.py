@@ -44,9 +44,13 @@ def _check_head_step_(ys, sqnorms, labels, weights, states, optimizer, lr, hyper
 
 
 def _enter_head_step_(ys, sqnorms, labels, weights, states, optimizer, lr, hyper, eps):
-    for weight, state in zip(weights, _states_of(states, len(weights)), strict=True):
-        checks.state_tensors(state, optimizer, lr, weight, None)
-    checks.targets([*weights, *states], (lr, *ys, *sqnorms, labels))
+    written: dict[str, Tensor] = {}
+    for i, (weight, state) in enumerate(zip(weights, _states_of(states, len(weights)), strict=True)):
+        checks.state_tensors(state, optimizer, weight, None)
+        written[f"weights[{i}]"] = weight
+        written |= {f"states[{i}][{name!r}]": t for name, t in checks.named_state(state, optimizer, None).items()}
+    read = {f"{name}[{i}]": t for name, given in (("ys", ys), ("sqnorms", sqnorms)) for i, t in enumerate(given)}
+    checks.targets(written, read | {"labels": labels, "lr": lr})
     checks.label_values("labels", labels, weights[0].shape[0])
 
 

@@ -104,15 +104,23 @@ def _check_network_step_(
 
 def _enter_network_step_(
     x, sign, x_sqnorm, labels_pos, labels_neg, num_classes, strength, weights, biases, states, has_bias, state_sizes,
-    optimizers, lrs, *rest,
+    optimizers, lrs, hypers, thresholds, temperatures, goodness, normalize, eps, activations, precisions, peers,
+    peer_means, dropouts, dropout_seed,
 ):  # fmt: skip
-    peer_means = rest[-3]
+    written: dict[str, Tensor] = {}
+    own_mean = iter(peer_means)
     for i, (weight, bias, state) in enumerate(_each_layer(weights, biases, states, has_bias, state_sizes)):
         try:
-            checks.state_tensors(state, optimizers[i], lrs[i] if lrs else None, weight, bias)
+            checks.state_tensors(state, optimizers[i], weight, bias)
         except ValueError as error:
             raise ValueError(f"layers[{i}]: {error}") from None
-    checks.targets([*weights, *biases, *states, *peer_means], (x, sign, x_sqnorm, labels_pos, labels_neg, *lrs))
+        written |= checks.updated(weight, bias, state, optimizers[i], f"layers[{i}].")
+        if peers[i]:
+            written[f"layers[{i}].peer_mean"] = next(own_mean)
+    read = {"x": x, "sign": sign, "x_sqnorm": x_sqnorm, "labels[0]": labels_pos, "labels[1]": labels_neg}
+    checks.targets(
+        written, read | {"dropout_seed": dropout_seed} | {f"lr of layers[{i}]": lr for i, lr in enumerate(lrs)}
+    )
     if labels_pos is None:
         checks.sign_values(sign)
     else:
@@ -199,6 +207,7 @@ def ff_network_step_(
             checks.plain_numbers(
                 eps=r.eps, threshold=r.threshold, temperature=r.temperature, peer=r.peer, dropout=r.dropout
             )
+            precision = checks.precision(r.precision)
             if grad_mode:
                 checks.no_grad(
                     "ff_network_step_", r.state, weight=r.weight, bias=r.bias, peer_mean=r.peer_mean, lr=r.optimizer.lr
@@ -215,7 +224,7 @@ def ff_network_step_(
             means.append(r.peer_mean)
         rows.append((
             r.weight, r.bias is not None, len(state), r.optimizer.kind, r.threshold, r.temperature, r.goodness,
-            r.normalize, r.eps, r.activation, checks.precision(r.precision), r.peer, r.dropout,
+            r.normalize, r.eps, r.activation, precision, r.peer, r.dropout,
         ))  # fmt: skip
     if lrs and len(lrs) != len(records):
         raise ValueError(f"lr must be a tensor in all layers or in none, got tensors in {len(lrs)} of {len(records)}")
@@ -297,15 +306,14 @@ def ff_network_forward(
     for i, r in enumerate(records):
         try:
             checks.plain_numbers(eps=r.eps)
+            precision = checks.precision(r.precision)
             if grad_mode:
                 checks.no_grad("ff_network_forward", weight=r.weight, bias=r.bias)
-        except (TypeError, RuntimeError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             raise type(error)(f"layers[{i}]: {error}") from None
         if r.bias is not None:
             biases.append(r.bias)
-        rows.append(
-            (r.weight, r.bias is not None, r.normalize, r.eps, r.activation, checks.precision(r.precision))
-        )  # fmt: skip
+        rows.append((r.weight, r.bias is not None, r.normalize, r.eps, r.activation, precision))
     if backends.has_kernel("ff_network_forward", x):
         weights, has_bias, normalize, eps, activations, precisions = map(list, zip(*rows, strict=True))
         return _call(

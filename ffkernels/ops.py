@@ -277,10 +277,10 @@ def _lr_tensor(optimizer: Optimizer) -> Tensor | None:
 
 
 def _check_targets(
-    weight: Tensor, bias: Tensor | None, state: list[Tensor], optimizer: str, lr: Tensor | None, *read: Tensor | None
+    weight: Tensor, bias: Tensor | None, state: list[Tensor], optimizer: str, **read: Tensor | None
 ) -> None:
-    checks.state_tensors(state, optimizer, lr, weight, bias)
-    checks.targets([weight, *state] if bias is None else [weight, bias, *state], (lr, *read))
+    checks.state_tensors(state, optimizer, weight, bias)
+    checks.targets(checks.updated(weight, bias, state, optimizer), read)
 
 
 def _fake_update_(*args):
@@ -301,7 +301,10 @@ def _enter_update_(
     x, y, coef, weight, bias, state, optimizer, lr, hyper, x_sqnorm, normalize, eps, activation, row_term, col_term,
     precision,
 ):  # fmt: skip
-    _check_targets(weight, bias, state, optimizer, lr, x, y, coef, x_sqnorm, row_term, col_term)
+    _check_targets(
+        weight, bias, state, optimizer, lr=lr, x=x, y=y, coef=coef, x_sqnorm=x_sqnorm, row_term=row_term,
+        col_term=col_term,
+    )  # fmt: skip
 
 
 _define(
@@ -374,7 +377,7 @@ def _check_apply_gradient_(weight, bias, state, optimizer, lr, hyper, grad_weigh
 
 
 def _enter_apply_gradient_(weight, bias, state, optimizer, lr, hyper, grad_weight, grad_bias):
-    _check_targets(weight, bias, state, optimizer, lr, grad_weight, grad_bias)
+    _check_targets(weight, bias, state, optimizer, lr=lr, grad_weight=grad_weight, grad_bias=grad_bias)
 
 
 _define(
@@ -443,7 +446,9 @@ def _enter_step_(
     x, sign, weight, bias, state, optimizer, lr, hyper, threshold, temperature, goodness, x_sqnorm, normalize, eps,
     activation, row_term, col_term, precision,
 ):  # fmt: skip
-    _check_targets(weight, bias, state, optimizer, lr, x, sign, x_sqnorm, row_term, col_term)
+    _check_targets(
+        weight, bias, state, optimizer, lr=lr, x=x, sign=sign, x_sqnorm=x_sqnorm, row_term=row_term, col_term=col_term
+    )
     checks.sign_values(sign)
 
 
@@ -619,7 +624,10 @@ def _enter_label_step_(
     x, labels_pos, labels_neg, weight, bias, state, optimizer, lr, hyper, num_classes, strength, threshold, temperature,
     goodness, normalize, eps, activation, row_term, col_term, precision,
 ):  # fmt: skip
-    _check_targets(weight, bias, state, optimizer, lr, x, labels_pos, labels_neg, row_term, col_term)
+    _check_targets(
+        weight, bias, state, optimizer, lr=lr, x=x, labels_pos=labels_pos, labels_neg=labels_neg, row_term=row_term,
+        col_term=col_term,
+    )  # fmt: skip
     checks.label_values("labels_pos", labels_pos, num_classes)
     checks.label_values("labels_neg", labels_neg, num_classes)
 

@@ -147,14 +147,15 @@ for _op in ("ff_update_", "ff_step_", "ff_label_step_"):
     bad_call(_op, "state not contiguous", lambda a: replaced_state(a, "exp_avg", torch.zeros(8, 5).T), ValueError,
              "state", "contiguous", "(1, 5)")  # fmt: skip
     bad_call(
-        _op, "weight is a view of x", lambda a: {"weight": a["x"][:5]}, ValueError, "weight", "share memory", "(6, 8)"
+        _op, "weight is a view of x", lambda a: {"weight": a["x"][:5]}, ValueError, "weight", "share memory", "x (6, 8)"
     )
     bad_call(_op, "bias within weight", lambda a: {"bias": a["weight"][4, 3:]}, ValueError, "weight", "share memory")
     bad_call(_op, "one moment twice", lambda a: replaced_state(a, "exp_avg_sq", a["state"]["exp_avg"]), ValueError,
              "state", "share memory")  # fmt: skip
     bad_call(_op, "a moment is the weight", lambda a: replaced_state(a, "exp_avg", a["weight"]), ValueError,
              "state", "share memory")  # fmt: skip
-    bad_call(_op, "lr is the step", lambda a: {"optimizer": ff.Adam(lr=a["state"]["step"])}, ValueError, "share memory")
+    bad_call(_op, "lr is the step", lambda a: {"optimizer": ff.Adam(lr=a["state"]["step"])}, ValueError, "share memory",
+             "state['step']", "lr ()")  # fmt: skip
     bad_call(_op, "optimizer of torch.optim", lambda a: {"optimizer": torch.optim.SGD([a["weight"]])}, TypeError,
              "optimizer", "ffkernels.SGD", "SGD")  # fmt: skip
     bad_call(_op, "optimizer by name", lambda a: {"optimizer": "adam"}, TypeError, "optimizer", "str")
@@ -261,7 +262,17 @@ for _label, _change, _error, *_says in [
     ("peer_mean shape", second(peer_mean=torch.ones(5)), ValueError, "layers[1]", "peer_mean", "(4,)", "(5,)"),
     ("peer_mean dtype", second(peer_mean=torch.ones(4).half()), TypeError, "layers[1]", "peer_mean", "float16"),
     ("peer_mean grad", second(peer_mean=torch.ones(4).requires_grad_()), RuntimeError, "layers[1]", "peer_mean"),
-    ("peer_mean strides", second(peer_mean=torch.ones(8)[::2]), ValueError, "contiguous", "(2,)"),
+    (
+        "peer_mean strides",
+        second(peer_mean=torch.ones(8)[::2]),
+        ValueError,
+        "layers[1].peer_mean",
+        "contiguous",
+        "(2,)",
+    ),
+    ("peer_mean in x", lambda a: second(peer_mean=a["x"][0, :4])(a), ValueError, "layers[1].peer_mean", "x (6, 8)"),
+    ("precision", second(precision="low"), ValueError, "layers[1]", "precision", "'low'"),
+    ("sparse bias", second(bias=torch.ones(4).to_sparse()), TypeError, "layers[1]", "bias", "dense", "sparse"),
     ("dropout 1", second(dropout=1.0), ValueError, "layers[1]", "dropout", "[0, 1)", "1.0"),
     ("dropout negative", second(dropout=-0.5), ValueError, "layers[1]", "dropout", "-0.5"),
     ("dropout is a bool", second(dropout=True), TypeError, "layers[1]", "dropout", "True"),
@@ -318,7 +329,7 @@ for _label, _change, _error, *_says in [
 ]:
     bad_call("ff_network_step_", _label, _change, _error, *_says)
 bad_call("ff_network_step_", "layers share state", lambda a: {"layers": [a["layers"][0]] * 2}, ValueError,
-         "share memory", rows=6, depth=5, cols=5)  # fmt: skip
+         "layers[0].weight", "layers[1].weight", "share memory", rows=6, depth=5, cols=5)  # fmt: skip
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Optimizers, modules, labels, training and backends.
