@@ -66,7 +66,13 @@ def count(name: str, value: object, low: int, high: int, why: str) -> None:
 
 
 def _torch_precision() -> str:
-    return torch.get_float32_matmul_precision()
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"precision must be one of {list(PRECISIONS)} where torch.backends.*.fp32_precision was set, got None: "
+            "torch.get_float32_matmul_precision() says nothing then"
+        ) from error
 
 
 # torch.compile cannot trace it, but compiles again where the setting has changed. This is what

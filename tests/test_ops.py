@@ -387,6 +387,18 @@ def test_no_precision_is_torchs_setting(target):
         torch.set_float32_matmul_precision(before)
 
 
+def test_no_precision_where_torch_has_none_in_its_words():
+    """Its newer settings, by backend and operation, make the one for all of them unreadable."""
+    given, before = cases.arguments("ff_forward"), torch.get_float32_matmul_precision()
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        with pytest.raises(RuntimeError, match=r"precision must be one of \['highest', 'high', 'medium'\].*got None"):
+            ff.ff_forward(**given)
+        ff.ff_forward(**given, precision="high")
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 @cases.on_backends("ff_step_", dtypes=(torch.float32,))
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.float16, torch.float64])
 def test_signs_of_any_real_dtype(target, dtype):
