@@ -14,7 +14,7 @@ from ffkernels import cli
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.md")])
-MADE = {"build/gpu/run.json", "run.md"}  # written by what the document speaks of
+MADE = {"build/gpu/run.json", "run.json", "run.md"}  # written by what the document speaks of
 FOREIGN = {"--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint", "--max-restarts", "--no-deps"}
 ENDINGS = r"py|md|h|cpp|cu|cuh|png|jsonl?|toml|txt|ini"
 
