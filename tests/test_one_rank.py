@@ -1,5 +1,6 @@
 """torch.distributed with one rank, in this process: it trains as one process does, and what it refuses, and how."""
 
+import inspect
 import os
 import re
 
@@ -10,9 +11,11 @@ import torch.distributed as dist
 from ranks import TESTS, free_port
 
 import ffkernels as ff
-from ffkernels import cli, distributed
+from ffkernels import cli, distributed, training
 from ffkernels.config import TrainConfig
 from ffkernels.distributed import DataParallelFF, PipelineFF, run
+from ffkernels.distributed.fit import fit
+from ffkernels.distributed.model import ALONE
 
 
 @pytest.fixture
@@ -127,9 +130,15 @@ def test_bad_arguments(group, kind, options, error, message):
         kind(net(), **options)
 
 
+def test_every_option_of_one_process_is_one_of_several_or_refused():
+    alone, several = (set(inspect.signature(f).parameters) for f in (training.fit, fit))
+    assert alone - several - {"net"} == set(ALONE)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
+        ({"constraint": lambda net: None}, TypeError, r"constraint is for FFNet\.fit in one process"),
         ({"loss": ff.Hinge()}, TypeError, r"loss is for FFNet\.fit in one process"),
         ({"negatives": ff.HardLabels()}, TypeError, r"negatives is for FFNet\.fit in one process"),
         ({"augment": lambda x, g: x}, TypeError, r"augment is for FFNet\.fit in one process"),

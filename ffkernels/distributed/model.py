@@ -22,7 +22,7 @@ from .stage import Links, Micro, Rows, Stage
 COMPRESSION = ("none", "bf16")
 UPDATES = ("batch", "microbatch")
 # options of FFNet.fit
-ALONE = ("head_epochs", "optimizer", "loss", "negatives", "selection", "augment", "spool_dir", "device")
+ALONE = ("head_epochs", "optimizer", "loss", "negatives", "selection", "augment", "constraint", "spool_dir", "device")
 
 
 class ParallelStep(NamedTuple):
