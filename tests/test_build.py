@@ -137,6 +137,9 @@ def test_library_exports_nothing(library):
 
 @needs_compiler
 def test_sdist_builds_into_a_wheel(source, tmp_path):
+    for name in (".clang-format", ".pre-commit-config.yaml", ".ci/run"):  # `make lint` and a test read them
+        (source / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, source / name)
     make_sdist = f"import setuptools.build_meta as b; b.build_sdist({str(tmp_path)!r})"
     # Made without compilers, it still has all sources.
     run(sys.executable, "-c", make_sdist, cwd=source, FFKERNELS_BUILD="none")
@@ -147,7 +150,7 @@ def test_sdist_builds_into_a_wheel(source, tmp_path):
     # what the README's commands, the documents and the tests need
     missing = {path.name for path in source.iterdir()} - {path.name for path in folder.iterdir()}
     assert missing == set()
-    for name in ("csrc", "tests", "docs", "examples", "bench"):
+    for name in ("csrc", "tests", "docs", "examples", "bench", ".ci"):
         assert {p.relative_to(source) for p in (source / name).rglob("*")} <= {
             p.relative_to(folder) for p in folder.rglob("*")
         }
