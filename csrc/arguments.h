@@ -1,5 +1,5 @@
 // The checks without which a wrong call would read or write out of bounds, for the kernels of every device. The
-// messages are short: ffkernels/ops.py says in full what is wrong when a kernel refuses.
+// messages are short: ffkernels/checks.py says in full what is wrong when a kernel refuses.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

@@ -1,5 +1,5 @@
 // The kernels that ops.cpp registers, of each device. Their schemas, and what the arguments mean, are in
-// ffkernels/ops.py; *_arguments.h groups them.
+// ffkernels/ops.py and its like; *_arguments.h groups them.
 #pragma once
 
 #include <tuple>

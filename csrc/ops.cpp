@@ -1,4 +1,4 @@
-// Registers the kernels with torch. ffkernels/ops.py defines the schemas; an overload's name is its backend.
+// Registers the kernels with torch. ffkernels/registry.py defines their schemas; an overload's name is its backend.
 #include <torch/csrc/stable/library.h>
 
 #include <string>

@@ -5,13 +5,14 @@ from .average import WeightAverage
 from .backends import current_backend, explain, info, use_backend
 from .head import SoftmaxHead
 from .hybrid import HybridImages, ImageNegatives, hybrid_images
+from .label_ops import ff_label_forward, ff_label_step_
 from .labels import neutral, overlay, wrong_labels
 from .layer import FFLinear, LayerStep
 from .loss import Hinge, Logistic, Loss, PairSoftplus, SymBa, logistic_loss
 from .negatives import DrawnOnce, HardLabels, Negatives, PermutedLabels, UniformLabels
 from .network import FFLayer, ff_network_forward, ff_network_step_
 from .nn import FFNet, NetStep
-from .ops import ff_forward, ff_grad, ff_label_forward, ff_label_step_, ff_step_, ff_update_
+from .ops import ff_forward, ff_grad, ff_step_, ff_update_
 from .optim import SGD, Adam, AdamW, HintonSGD, Optimizer
 from .receptive import ReceptiveFields
 from .recurrent import RecurrentFFNet

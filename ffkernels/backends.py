@@ -235,16 +235,16 @@ def has_kernel(op: str, x: Tensor) -> bool:
 
 
 def _overload(op: str, backend: str) -> Callable:
-    from .ops import _ENTRY_CHECKS, _check
+    from .registry import ENTRY_CHECKS, check_call
 
     overload = getattr(getattr(torch.ops.ffkernels, op), backend)
     if op == "ff_network_step_" and backend != "cuda":
-        return minibatches.one_by_one(overload, functools.partial(_check, op))
+        return minibatches.one_by_one(overload, functools.partial(check_call, op))
     if backend != "cuda" or os.environ.get("FFKERNELS_CHECK") != "1":
         return overload
 
     def checked(*args):  # the kernels of a GPU look at no value; the checks wait for it to do so
-        _ENTRY_CHECKS[op](*args)
+        ENTRY_CHECKS[op](*args)
         return overload(*args)
 
     return checked

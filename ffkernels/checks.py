@@ -1,7 +1,7 @@
 """Argument checks of the ops. Each raises an error that names the argument, what was given and what is allowed.
 
 Shapes, dtypes, devices and options are checked on every call. The kernels for CPU tensors do it themselves, in C++,
-where it costs nothing, and refuse in few words; what is here then runs to say in full what is wrong (`ops._call`).
+where it costs nothing, and refuse in few words; what is here then runs to say in full what is wrong (`registry.call`).
 Before every call run only the checks of what a kernel cannot see: numbers that are none, tensors that require grad.
 Values inside tensors (signs, labels) are checked on CPU; on a GPU only with FFKERNELS_CHECK=1, because looking would
 stall the stream.
@@ -270,6 +270,16 @@ def as_labels(name: str, t: Tensor, x: Tensor, dims: int, several: bool = False)
         return t
     labels(name, t, x, dims, several)
     return t.long()
+
+
+def as_sign(sign: Tensor, x: Tensor) -> Tensor:
+    """``sign`` as the kernels take it, in the accumulation dtype."""
+    if not isinstance(sign, Tensor):
+        raise TypeError(f"sign must be a tensor, got {type(sign).__name__}")
+    if sign.dtype == torch.bool or sign.dtype.is_complex:
+        raise TypeError(f"sign must hold the numbers +1 and -1, got {sign.dtype}")
+    acc = state_dtype(x.dtype)
+    return sign if sign.dtype == acc else sign.to(acc)
 
 
 def label_options(num_classes: object, strength: object, x: Tensor) -> None:

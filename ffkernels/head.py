@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import backends, checks, ops, reference
+from . import backends, checks, ops, reference_head
 from .head_step import ff_head_step_
 from .optim import Optimizer, state_dtype
 from .state import OptimizerState
@@ -97,7 +97,7 @@ class SoftmaxHead(nn.Module):
         if backends.has_kernel("ff_head_step_", y[0]):
             return ff_head_step_(y, sqnorm, labels, weights, states, self.optimizer, eps=_EPS)
         logits = self.logits(ys, totals)
-        loss, error = reference.cross_entropy(logits, labels.long())
+        loss, error = reference_head.cross_entropy(logits, labels.long())
         half = error.new_full((len(labels),), 0.5)
         for weight, state, own_y, q in zip(weights, states, y, sqnorm, strict=True):
             ops.ff_update_(

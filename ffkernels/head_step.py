@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import backends, checks, reference
-from .ops import _OPTIMIZER_SCHEMA, _call, _check, _define, _lr_tensor
+from . import backends, checks, reference_head
+from .ops import OPTIMIZER_SCHEMA, lr_tensor
 from .optim import Optimizer
+from .registry import call, check_call, define
 
 
 def _fake_head_step_(ys, sqnorms, labels, weights, states, optimizer, lr, hyper, eps):
@@ -54,10 +55,11 @@ def _enter_head_step_(ys, sqnorms, labels, weights, states, optimizer, lr, hyper
     checks.label_values("labels", labels, weights[0].shape[0])
 
 
-_define(
+define(
     "ff_head_step_",
-    f"(Tensor[] ys, Tensor[] sqnorms, Tensor labels, Tensor(a!)[] weights, Tensor(b!)[] states, {_OPTIMIZER_SCHEMA}, "
+    f"(Tensor[] ys, Tensor[] sqnorms, Tensor labels, Tensor(a!)[] weights, Tensor(b!)[] states, {OPTIMIZER_SCHEMA}, "
     "float eps) -> (Tensor logits, Tensor loss)",
+    reference_head.ff_head_step_,
     _fake_head_step_,
     _check_head_step_,
     _enter_head_step_,
@@ -104,9 +106,9 @@ def ff_head_step_(
             own = {f"ys[{i}]": ys[i], f"sqnorms[{i}]": sqnorms[i], f"weights[{i}]": weights[i], "lr": optimizer.lr}
             checks.no_grad("ff_head_step_", state, **own)
     checks.matrix("ys[0]", ys[0])
-    return _call(
+    return call(
         "ff_head_step_", [*ys], [*sqnorms], checks.as_labels("labels", labels, ys[0], dims=1), [*weights], flat,
-        optimizer.kind, _lr_tensor(optimizer), optimizer.hyper, eps,
+        optimizer.kind, lr_tensor(optimizer), optimizer.hyper, eps,
     )  # fmt: skip
 
 
@@ -131,9 +133,10 @@ def _enter_draw(logits, labels, draws, *rest):
     checks.draw_values(draws)
 
 
-_define(
+define(
     "draw_other_labels",
     "(Tensor logits, Tensor labels, Tensor draws) -> Tensor",
+    reference_head.draw_other_labels,
     lambda logits, labels, draws: torch.empty_like(labels, memory_format=torch.contiguous_format),
     _check_draw_other_labels,
     _enter_draw,
@@ -145,9 +148,9 @@ def _draw(op: str, logits: Tensor, labels: Tensor, *rest: Any) -> Tensor:
     checks.matrix("logits", logits)
     labels = checks.as_labels("labels", labels, logits, dims=1)
     if backends.has_kernel(op, logits):
-        return _call(op, logits, labels, *rest)
-    _check(op, logits, labels, *rest)
-    drawn: Tensor = getattr(reference, op)(logits, labels, *rest)
+        return call(op, logits, labels, *rest)
+    check_call(op, logits, labels, *rest)
+    drawn: Tensor = getattr(reference_head, op)(logits, labels, *rest)
     return drawn
 
 
@@ -177,9 +180,10 @@ def _check_draw_hard_inputs(logits, labels, draws, floor, count):
     checks.count("count", count, 0, len(logits), "rows of logits (B, C)")
 
 
-_define(
+define(
     "draw_hard_inputs",
     "(Tensor logits, Tensor labels, Tensor draws, float floor, int count) -> Tensor",
+    reference_head.draw_hard_inputs,
     lambda logits, labels, draws, floor, count: labels.new_empty((count,), dtype=torch.int64),
     _check_draw_hard_inputs,
     _enter_draw,

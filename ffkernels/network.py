@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import backends, checks
+from . import backends, checks, reference
 from .labels import neutral
-from .ops import _call, _define, _sign, ff_forward
+from .ops import ff_forward
 from .optim import Optimizer, state_dtype
+from .registry import call, define
 
 
 @dataclass(eq=False)
@@ -128,7 +129,7 @@ def _enter_network_step_(
         checks.label_values("labels_neg", labels_neg, num_classes)
 
 
-_define(
+define(
     "ff_network_step_",
     "(Tensor x, Tensor? sign, Tensor? x_sqnorm, Tensor? labels_pos, Tensor? labels_neg, int num_classes, "
     "float strength, Tensor(a!)[] weights, Tensor(b!)[] biases, Tensor(c!)[] states, "
@@ -136,6 +137,7 @@ _define(
     "float[] temperatures, str[] goodness, str[] normalize, float[] eps, str[] activations, str[] precisions, "
     "float[] peers, Tensor(d!)[] peer_means, float[] dropouts, Tensor? dropout_seed) "
     "-> (Tensor goodness, Tensor loss)",
+    reference.ff_network_step_,
     _fake_network_step_,
     _check_network_step_,
     _enter_network_step_,
@@ -188,7 +190,7 @@ def ff_network_step_(
         raise ValueError(f"either sign or labels must be given, got {'neither' if sign is None else 'both'}")
     labels_pos = labels_neg = None
     if sign is not None:
-        sign = _sign(sign, x)
+        sign = checks.as_sign(sign, x)
     if labels is not None:
         if not isinstance(labels, (tuple, list)) or len(labels) != 2:
             raise TypeError(f"labels must be (labels_pos, labels_neg), got {type(labels).__name__}")
@@ -232,7 +234,7 @@ def ff_network_step_(
         weights, has_bias, sizes, optimizers, thresholds, temperatures, goodness, normalize, eps, activations,
         precisions, peers, dropouts,
     ) = map(list, zip(*rows, strict=True))  # fmt: skip
-    return _call(
+    return call(
         "ff_network_step_", x, sign, x_sqnorm, labels_pos, labels_neg, num_classes or 0, strength, weights, biases,
         states, has_bias, sizes, optimizers, lrs, hypers, thresholds, temperatures, goodness, normalize, eps,
         activations, precisions, peers, means, dropouts, dropout_seed if any(dropouts) else None,
@@ -266,10 +268,11 @@ def _check_network_forward(
         width = weight.shape[0]
 
 
-_define(
+define(
     "ff_network_forward",
     "(Tensor x, Tensor? x_sqnorm, int num_classes, float strength, Tensor[] weights, Tensor[] biases, bool[] has_bias, "
     "str[] normalize, float[] eps, str[] activations, str[] precisions) -> (Tensor[] ys, Tensor goodness)",
+    reference.ff_network_forward,
     _fake_network_forward,
     _check_network_forward,
 )
@@ -316,7 +319,7 @@ def ff_network_forward(
         rows.append((r.weight, r.bias is not None, r.normalize, r.eps, r.activation, precision))
     if backends.has_kernel("ff_network_forward", x):
         weights, has_bias, normalize, eps, activations, precisions = map(list, zip(*rows, strict=True))
-        return _call(
+        return call(
             "ff_network_forward", x, x_sqnorm, num_classes, strength, weights, biases, has_bias, normalize, eps,
             activations, precisions,
         )  # fmt: skip

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import checks, network, ops
+from . import checks, label_ops, network, ops
 from .dropout import dropout as drop
 from .labels import neutral, overlay
 from .layer import FFLinear, join
@@ -197,7 +197,7 @@ class FFNet(nn.Module):
             rows = self.overlay(images, labels.flatten()).flatten(1)
             y, goodness = ops.ff_forward(rows, first.weight, first.bias, **first.forward_options())
         else:
-            y, goodness = ops.ff_label_forward(
+            y, goodness = label_ops.ff_label_forward(
                 self._rows(x), labels, first.weight, first.bias, num_classes=classes, strength=self._strength(),
                 **first.forward_options(),
             )  # fmt: skip

@@ -1,4 +1,6 @@
-"""The public ops: for each its schema, its fake kernel, its checks and its documentation, one op after the other.
+"""The public ops on one layer: for each its schema, its fake kernel, its checks and its documentation, in turn.
+
+Those that read labels are in label_ops.py, those on a whole network in network.py, the softmax head's in head_step.py.
 
 What they compute stands in reference.py. The registered ops (``torch.ops.ffkernels.*``) take flat arguments; the
 functions here take the optimizer and its state as they are, check everything, and call the backend's overload.
@@ -22,115 +24,20 @@ tensor that requires grad while grad mode is on; a backend that cannot run the o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from . import backends, checks, reference
+from . import checks, reference
 from .optim import Optimizer, state_dtype
-
-_LIBRARY = torch.library.Library("ffkernels", "DEF")
-
-
-_CHECKS: dict[str, Callable] = {}
-_ENTRY_CHECKS: dict[str, Callable] = {}
-_WRITTEN: dict[str, list[int]] = {}  # the arguments that an op changes in place
-
-
-def _define(op: str, schema: str, fake: Callable, check: Callable, entry_check: Callable = lambda *args: None) -> None:
-    """Register ``op``: its schema for every backend, the fake kernel, the reference, and the choice at run time.
-
-    ``check`` and ``entry_check`` take the flat arguments. The first looks at shapes, dtypes, devices and options, the
-    second at what a traced call cannot see or a GPU is not asked for: overlaps and values.
-    """
-    compute = getattr(reference, op)
-    _CHECKS[op], _ENTRY_CHECKS[op] = check, entry_check
-
-    def run_reference(*args: Any) -> Any:
-        _check(op, *args)
-        device = _first(args[0]).device.type
-        if not torch.is_autocast_enabled(device):
-            return compute(*args)
-        with torch.autocast(device, enabled=False):  # else the products below would take it for theirs
-            return compute(*args)
-
-    def run_triton(*args: Any) -> Any:
-        from .triton import launch  # imports triton
-
-        if _first(args[0]).is_cpu:  # interpreted; _call has looked at those of a GPU
-            check(*args)
-        entry_check(*args)
-        return getattr(launch, op)(*args)
-
-    def run_fake(*args: Any) -> Any:
-        _check_one_device(args)
-        return fake(*args)
-
-    for overload in ("", *(f".{b}" for b in backends.BACKENDS)):
-        _LIBRARY.define(f"{op}{overload}{schema}", tags=torch.Tag.needs_fixed_stride_order)
-        torch.library.register_fake(f"ffkernels::{op}{overload}", run_fake, lib=_LIBRARY)
-    arguments = getattr(torch.ops.ffkernels, op).default._schema.arguments
-    _WRITTEN[op] = [i for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write]
-    _LIBRARY.impl(f"{op}.reference", run_reference, "CompositeExplicitAutograd")
-    _LIBRARY.impl(f"{op}.triton", run_triton, "CompositeExplicitAutograd")
-    _LIBRARY.impl(op, lambda *args: backends.kernel(op, _first(args[0]))(*args), "CompositeExplicitAutograd")
-    backends.register("reference", op, devices=None, dtypes=backends.ALL_DTYPES)
-
-
-def _check(op: str, *args: Any) -> None:
-    _CHECKS[op](*args)
-    _ENTRY_CHECKS[op](*args)
-
-
-def _check_one_device(args: Sequence[Any]) -> None:
-    """One tensor on "meta" among others makes torch run the fake kernel instead of the real one."""
-    lists = [a if isinstance(a, (list, tuple)) else (a,) for a in args]
-    devices = {t.device for each in lists for t in each if isinstance(t, Tensor)}
-    if len(devices) > 1:
-        raise RuntimeError(f"all tensors must be on one device, got {sorted(map(str, devices))}")
-
-
-def _first(x: Tensor | list[Tensor]) -> Tensor:
-    """The tensor whose device and dtype decide which backend runs."""
-    return x[0] if isinstance(x, list) else x
-
-
-def _call(op: str, x: Tensor | list[Tensor], *args: Any) -> Any:
-    """Run ``op`` on the chosen backend; under torch.compile the choice is left to the moment when it runs.
-
-    Arguments are checked here only where the kernel does not do it. Kernels for CPU tensors see for themselves whether
-    they can run, at no cost, but refuse in few words: then the checks say in full what is wrong.
-    """
-    if torch.compiler.is_compiling():
-        _CHECKS[op](x, *args)
-        return getattr(torch.ops.ffkernels, op).default(x, *args)
-    first = _first(x)
-    if type(first) not in checks.PLAIN or not first.is_cpu:
-        _CHECKS[op](x, *args)
-    try:
-        result = backends.kernel(op, first)(x, *args)
-    except (RuntimeError, TypeError) as error:
-        refusal = error
-    else:
-        for i in _WRITTEN[op]:  # the kernels write past autograd, which must know when what it saved has changed
-            written = args[i - 1] if i else x
-            if written is not None:
-                torch._C._increment_version(written if isinstance(written, list) else (written,))
-        return result
-    try:
-        _check(op, x, *args)
-        raise refusal
-    finally:
-        del refusal  # through its traceback it would keep this frame, and with it all arguments, alive
-
+from .registry import call, define
 
 # ---------------------------------------------------------------------------------------------------------------------
 # ff_forward
 
 
-def _fake_forward(x, weight, bias, x_sqnorm, normalize, eps, activation, precision, return_p):
+def fake_forward(x, weight, bias, x_sqnorm, normalize, eps, activation, precision, return_p):
     y = x.new_empty((x.shape[0], weight.shape[0]))
     goodness = x.new_empty((x.shape[0],), dtype=state_dtype(x.dtype))
     return y, goodness, torch.empty_like(y) if return_p else x.new_empty((0,))
@@ -142,11 +49,12 @@ def _check_forward(x, weight, bias, x_sqnorm, normalize, eps, activation, precis
         checks.per_row("x_sqnorm", x_sqnorm, x)
 
 
-_define(
+define(
     "ff_forward",
     "(Tensor x, Tensor weight, Tensor? bias, Tensor? x_sqnorm, str normalize, float eps, str activation, "
     "str precision, bool return_p) -> (Tensor y, Tensor goodness, Tensor p)",
-    _fake_forward,
+    reference.ff_forward,
+    fake_forward,
     _check_forward,
 )
 
@@ -178,7 +86,7 @@ def ff_forward(
     if torch.is_grad_enabled():
         checks.no_grad("ff_forward", x=x, weight=weight, bias=bias, x_sqnorm=x_sqnorm)
     wants_p = return_p and activation != "relu"
-    y, goodness, p = _call(
+    y, goodness, p = call(
         "ff_forward", x, weight, bias, x_sqnorm, normalize, eps, activation, checks.precision(precision), wants_p
     )
     if return_p:
@@ -208,10 +116,11 @@ def _check_grad(
     checks.peer_terms(row_term, col_term, x, weight, x.shape[0])
 
 
-_define(
+define(
     "ff_grad",
     "(Tensor x, Tensor y, Tensor coef, Tensor weight, Tensor? bias, Tensor? x_sqnorm, str normalize, float eps, "
     "str activation, Tensor? row_term, Tensor? col_term, str precision) -> (Tensor grad_weight, Tensor grad_bias)",
+    reference.ff_grad,
     _fake_grad,
     _check_grad,
 )
@@ -247,7 +156,7 @@ def ff_grad(
     if torch.is_grad_enabled():
         checks.no_grad("ff_grad", x=x, y=y, coef=coef, weight=weight, bias=bias, x_sqnorm=x_sqnorm, row_term=row_term,
                        col_term=col_term)  # fmt: skip
-    grad_weight, grad_bias = _call(
+    grad_weight, grad_bias = call(
         "ff_grad",
         x,
         y,
@@ -269,14 +178,14 @@ def ff_grad(
 # ff_update_
 
 # the optimizer in flat form: Optimizer.kind, lr if it is a tensor, Optimizer.hyper
-_OPTIMIZER_SCHEMA = "str optimizer, Tensor? lr, float[] hyper"
+OPTIMIZER_SCHEMA = "str optimizer, Tensor? lr, float[] hyper"
 
 
-def _lr_tensor(optimizer: Optimizer) -> Tensor | None:
+def lr_tensor(optimizer: Optimizer) -> Tensor | None:
     return optimizer.lr if isinstance(optimizer.lr, Tensor) else None
 
 
-def _check_targets(
+def check_targets(
     weight: Tensor, bias: Tensor | None, state: list[Tensor], optimizer: str, **read: Tensor | None
 ) -> None:
     checks.state_tensors(state, optimizer, weight, bias)
@@ -301,17 +210,18 @@ def _enter_update_(
     x, y, coef, weight, bias, state, optimizer, lr, hyper, x_sqnorm, normalize, eps, activation, row_term, col_term,
     precision,
 ):  # fmt: skip
-    _check_targets(
+    check_targets(
         weight, bias, state, optimizer, lr=lr, x=x, y=y, coef=coef, x_sqnorm=x_sqnorm, row_term=row_term,
         col_term=col_term,
     )  # fmt: skip
 
 
-_define(
+define(
     "ff_update_",
     "(Tensor x, Tensor y, Tensor coef, Tensor(a!) weight, Tensor(b!)? bias, Tensor(c!)[] state, "
-    f"{_OPTIMIZER_SCHEMA}, Tensor? x_sqnorm, str normalize, float eps, str activation, Tensor? row_term, "
+    f"{OPTIMIZER_SCHEMA}, Tensor? x_sqnorm, str normalize, float eps, str activation, Tensor? row_term, "
     "Tensor? col_term, str precision) -> ()",
+    reference.ff_update_,
     _fake_update_,
     _check_update_,
     _enter_update_,
@@ -347,8 +257,8 @@ def ff_update_(
     if torch.is_grad_enabled():
         checks.no_grad("ff_update_", state, x=x, y=y, coef=coef, weight=weight, bias=bias, x_sqnorm=x_sqnorm,
                        row_term=row_term, col_term=col_term, lr=optimizer.lr)  # fmt: skip
-    _call(
-        "ff_update_", x, y, coef, weight, bias, tensors, optimizer.kind, _lr_tensor(optimizer), optimizer.hyper,
+    call(
+        "ff_update_", x, y, coef, weight, bias, tensors, optimizer.kind, lr_tensor(optimizer), optimizer.hyper,
         x_sqnorm, normalize, eps, activation, row_term, col_term, checks.precision(precision),
     )  # fmt: skip
 
@@ -377,13 +287,14 @@ def _check_apply_gradient_(weight, bias, state, optimizer, lr, hyper, grad_weigh
 
 
 def _enter_apply_gradient_(weight, bias, state, optimizer, lr, hyper, grad_weight, grad_bias):
-    _check_targets(weight, bias, state, optimizer, lr=lr, grad_weight=grad_weight, grad_bias=grad_bias)
+    check_targets(weight, bias, state, optimizer, lr=lr, grad_weight=grad_weight, grad_bias=grad_bias)
 
 
-_define(
+define(
     "apply_gradient_",
-    f"(Tensor(a!) weight, Tensor(b!)? bias, Tensor(c!)[] state, {_OPTIMIZER_SCHEMA}, Tensor grad_weight, "
+    f"(Tensor(a!) weight, Tensor(b!)? bias, Tensor(c!)[] state, {OPTIMIZER_SCHEMA}, Tensor grad_weight, "
     "Tensor? grad_bias) -> ()",
+    reference.apply_gradient_,
     _fake_update_,
     _check_apply_gradient_,
     _enter_apply_gradient_,
@@ -410,8 +321,8 @@ def apply_gradient_(
     if torch.is_grad_enabled():
         checks.no_grad("apply_gradient_", state, weight=weight, bias=bias, grad_weight=grad_weight, grad_bias=grad_bias,
                        lr=optimizer.lr)  # fmt: skip
-    _call(
-        "apply_gradient_", weight, bias, tensors, optimizer.kind, _lr_tensor(optimizer), optimizer.hyper, grad_weight,
+    call(
+        "apply_gradient_", weight, bias, tensors, optimizer.kind, lr_tensor(optimizer), optimizer.hyper, grad_weight,
         grad_bias,
     )  # fmt: skip
 
@@ -424,7 +335,7 @@ def _fake_step_(
     x, sign, weight, bias, state, optimizer, lr, hyper, threshold, temperature, goodness, x_sqnorm, normalize, eps,
     activation, row_term, col_term, precision,
 ):  # fmt: skip
-    y, total, _ = _fake_forward(x, weight, bias, x_sqnorm, normalize, eps, activation, precision, False)
+    y, total, _ = fake_forward(x, weight, bias, x_sqnorm, normalize, eps, activation, precision, False)
     return y, total, total.new_empty(())
 
 
@@ -446,32 +357,23 @@ def _enter_step_(
     x, sign, weight, bias, state, optimizer, lr, hyper, threshold, temperature, goodness, x_sqnorm, normalize, eps,
     activation, row_term, col_term, precision,
 ):  # fmt: skip
-    _check_targets(
+    check_targets(
         weight, bias, state, optimizer, lr=lr, x=x, sign=sign, x_sqnorm=x_sqnorm, row_term=row_term, col_term=col_term
     )
     checks.sign_values(sign)
 
 
-_define(
+define(
     "ff_step_",
     "(Tensor x, Tensor sign, Tensor(a!) weight, Tensor(b!)? bias, Tensor(c!)[] state, "
-    f"{_OPTIMIZER_SCHEMA}, float threshold, float temperature, str goodness, Tensor? x_sqnorm, str normalize, "
+    f"{OPTIMIZER_SCHEMA}, float threshold, float temperature, str goodness, Tensor? x_sqnorm, str normalize, "
     "float eps, str activation, Tensor? row_term, Tensor? col_term, str precision) "
     "-> (Tensor y, Tensor goodness, Tensor loss)",
+    reference.ff_step_,
     _fake_step_,
     _check_step_,
     _enter_step_,
 )
-
-
-def _sign(sign: Tensor, x: Tensor) -> Tensor:
-    """``sign`` in the accumulation dtype."""
-    if not isinstance(sign, Tensor):
-        raise TypeError(f"sign must be a tensor, got {type(sign).__name__}")
-    if sign.dtype == torch.bool or sign.dtype.is_complex:
-        raise TypeError(f"sign must hold the numbers +1 and -1, got {sign.dtype}")
-    acc = state_dtype(x.dtype)
-    return sign if sign.dtype == acc else sign.to(acc)
 
 
 def ff_step_(
@@ -509,184 +411,13 @@ def ff_step_(
         dtype.
     """
     checks.matrix("x", x)
-    sign = _sign(sign, x)
+    sign = checks.as_sign(sign, x)
     checks.plain_numbers(eps=eps, threshold=threshold, temperature=temperature)
     tensors = checks.flat_state(optimizer, state, bias)
     if torch.is_grad_enabled():
         checks.no_grad("ff_step_", state, x=x, sign=sign, weight=weight, bias=bias, x_sqnorm=x_sqnorm,
                        row_term=row_term, col_term=col_term, lr=optimizer.lr)  # fmt: skip
-    return _call(
-        "ff_step_", x, sign, weight, bias, tensors, optimizer.kind, _lr_tensor(optimizer), optimizer.hyper, threshold,
+    return call(
+        "ff_step_", x, sign, weight, bias, tensors, optimizer.kind, lr_tensor(optimizer), optimizer.hyper, threshold,
         temperature, goodness, x_sqnorm, normalize, eps, activation, row_term, col_term, checks.precision(precision),
-    )  # fmt: skip
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# ff_label_forward
-
-
-def _fake_label_forward(
-    x, labels, weight, bias, num_classes, strength, normalize, eps, activation, precision, return_p
-):  # fmt: skip
-    rows = x.new_empty((labels.shape[0] * labels.shape[1], x.shape[1]))
-    return _fake_forward(rows, weight, bias, None, normalize, eps, activation, precision, return_p)
-
-
-def _check_label_forward(
-    x, labels, weight, bias, num_classes, strength, normalize, eps, activation, precision, return_p
-):  # fmt: skip
-    checks.layer(x, weight, bias, normalize, eps, activation)
-    checks.label_options(num_classes, strength, x)
-    checks.labels("labels", labels, x, dims=2)
-
-
-_define(
-    "ff_label_forward",
-    "(Tensor x, Tensor labels, Tensor weight, Tensor? bias, int num_classes, float strength, str normalize, float eps, "
-    "str activation, str precision, bool return_p) -> (Tensor y, Tensor goodness, Tensor p)",
-    _fake_label_forward,
-    _check_label_forward,
-    lambda x, labels, weight, bias, num_classes, *_: checks.label_values("labels", labels, num_classes),
-)
-
-
-def ff_label_forward(
-    x: Tensor,  # (B, K)
-    labels: Tensor,  # (B, C)
-    weight: Tensor,  # (N, K)
-    bias: Tensor | None = None,  # (N,)
-    *,
-    num_classes: int,
-    strength: float = 1.0,
-    normalize: str = "l2",
-    eps: float = 1e-4,
-    activation: str = "relu",
-    precision: str | None = None,
-    return_p: bool = False,
-) -> tuple[Tensor, ...]:
-    """ff_forward of each input under each of its C candidate labels, the label written over the first columns.
-
-    The same as ff_forward on `overlay`: in row (b, c) the first ``num_classes`` columns are 0 but for ``strength`` in
-    column labels[b, c] (Hinton 2022, section 3.3). All candidates share x's other columns, so a kernel pays the big
-    product once.
-
-    Args:
-        labels: integers in [0, num_classes). num_classes: in [1, K]. strength: finite.
-        The keywords as for ff_forward.
-
-    Returns:
-        y (B C, N), the rows of one input together; goodness (B C,); with ``return_p`` also p (B C, N).
-    """
-    checks.matrix("x", x)
-    labels = checks.as_labels("labels", labels, x, dims=2)
-    checks.plain_label_options(num_classes, strength, x)
-    checks.plain_numbers(eps=eps)
-    if torch.is_grad_enabled():
-        checks.no_grad("ff_label_forward", x=x, weight=weight, bias=bias)
-    wants_p = return_p and activation != "relu"
-    y, goodness, p = _call(
-        "ff_label_forward", x, labels, weight, bias, num_classes, strength, normalize, eps, activation,
-        checks.precision(precision), wants_p,
-    )  # fmt: skip
-    if return_p:
-        return y, goodness, p if wants_p else y
-    return y, goodness
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# ff_label_step_
-
-
-def _fake_label_step_(
-    x, labels_pos, labels_neg, weight, bias, state, optimizer, lr, hyper, num_classes, strength, threshold, temperature,
-    goodness, normalize, eps, activation, row_term, col_term, precision,
-):  # fmt: skip
-    rows = x.new_empty((2 * x.shape[0], x.shape[1]))
-    y, total, _ = _fake_forward(rows, weight, bias, None, normalize, eps, activation, precision, False)
-    return y, total, total.new_empty(())
-
-
-def _check_label_step_(
-    x, labels_pos, labels_neg, weight, bias, state, optimizer, lr, hyper, num_classes, strength, threshold, temperature,
-    goodness, normalize, eps, activation, row_term, col_term, precision,
-):  # fmt: skip
-    checks.layer(x, weight, bias, normalize, eps, activation)
-    checks.label_options(num_classes, strength, x)
-    checks.non_empty(x)
-    checks.labels("labels_pos", labels_pos, x, dims=1)
-    checks.labels("labels_neg", labels_neg, x, dims=1)
-    checks.loss_options(threshold, temperature, goodness)
-    checks.peer_terms(row_term, col_term, x, weight, 2 * x.shape[0])
-    checks.given_state(state, optimizer, lr, weight, bias)
-
-
-def _enter_label_step_(
-    x, labels_pos, labels_neg, weight, bias, state, optimizer, lr, hyper, num_classes, strength, threshold, temperature,
-    goodness, normalize, eps, activation, row_term, col_term, precision,
-):  # fmt: skip
-    _check_targets(
-        weight, bias, state, optimizer, lr=lr, x=x, labels_pos=labels_pos, labels_neg=labels_neg, row_term=row_term,
-        col_term=col_term,
-    )  # fmt: skip
-    checks.label_values("labels_pos", labels_pos, num_classes)
-    checks.label_values("labels_neg", labels_neg, num_classes)
-
-
-_define(
-    "ff_label_step_",
-    "(Tensor x, Tensor labels_pos, Tensor labels_neg, Tensor(a!) weight, Tensor(b!)? bias, Tensor(c!)[] state, "
-    f"{_OPTIMIZER_SCHEMA}, int num_classes, float strength, float threshold, float temperature, str goodness, "
-    "str normalize, float eps, str activation, Tensor? row_term, Tensor? col_term, str precision) "
-    "-> (Tensor y, Tensor goodness, Tensor loss)",
-    _fake_label_step_,
-    _check_label_step_,
-    _enter_label_step_,
-)
-
-
-def ff_label_step_(
-    x: Tensor,  # (B, K)
-    labels_pos: Tensor,  # (B,)
-    labels_neg: Tensor,  # (B,)
-    weight: Tensor,  # (N, K), updated
-    bias: Tensor | None,  # (N,), updated
-    state: Mapping[str, Tensor],  # updated
-    optimizer: Optimizer,
-    *,
-    num_classes: int,
-    strength: float = 1.0,
-    threshold: float = 2.0,
-    temperature: float = 1.0,
-    goodness: str = "mean",
-    normalize: str = "l2",
-    eps: float = 1e-4,
-    activation: str = "relu",
-    row_term: Tensor | None = None,  # (2 B,)
-    col_term: Tensor | None = None,  # (N,)
-    precision: str | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """ff_step_ on each input twice: under its true label (positive) and under a wrong one (negative).
-
-    The same as ff_step_ on the `overlay` of both, in one go: the two rows differ in the label's columns only.
-
-    Args:
-        labels_pos, labels_neg: integers in [0, num_classes).
-        The others as for ff_label_forward and ff_step_; row_term's rows are the positives, then the negatives.
-
-    Returns:
-        y (2 B, N), goodness (2 B,), loss (): the positive rows first, then the negative ones.
-    """
-    checks.matrix("x", x)
-    labels_pos = checks.as_labels("labels_pos", labels_pos, x, dims=1)
-    labels_neg = checks.as_labels("labels_neg", labels_neg, x, dims=1)
-    checks.plain_label_options(num_classes, strength, x)
-    checks.plain_numbers(eps=eps, threshold=threshold, temperature=temperature)
-    tensors = checks.flat_state(optimizer, state, bias)
-    if torch.is_grad_enabled():
-        checks.no_grad("ff_label_step_", state, x=x, weight=weight, bias=bias, row_term=row_term, col_term=col_term,
-                       lr=optimizer.lr)  # fmt: skip
-    return _call(
-        "ff_label_step_", x, labels_pos, labels_neg, weight, bias, tensors, optimizer.kind,
-        _lr_tensor(optimizer), optimizer.hyper, num_classes, strength, threshold, temperature, goodness, normalize, eps,
-        activation, row_term, col_term, checks.precision(precision),
     )  # fmt: skip

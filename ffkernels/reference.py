@@ -2,7 +2,7 @@
 
 Each function takes the flat arguments of the registered op of its name (see ops.py for what they mean). ``acc`` is the
 accumulation dtype: float64 for float64 tensors, float32 for all others. In-place functions compute everything before
-they write anything.
+they write anything. The optimizers' steps are in reference_optim.py, the softmax head in reference_head.py.
 
 Products run through torch's own matmul: with ``torch.set_float32_matmul_precision`` below "highest" that matmul may
 itself round float32, whatever ``precision`` says.
@@ -18,9 +18,9 @@ from torch import Tensor
 from . import peer
 from .dropout import dropout
 from .optim import state_dtype
+from .reference_optim import OPTIMIZER_FLOATS, optimized, write
 
 LEAKY_SLOPE = 0.01  # torch.nn.LeakyReLU's default
-OPTIMIZER_FLOATS = 5  # entries of hyper: lr, then four that depend on the optimizer
 
 
 def _operand(
@@ -43,10 +43,10 @@ def _row_scale(
     if normalize == "none":
         return None
     q = x.to(state_dtype(x.dtype)).square().sum(1) if x_sqnorm is None else x_sqnorm
-    return _scale_of(q, x.shape[1] if normalize == "rms" else 1, eps)
+    return scale_of(q, x.shape[1] if normalize == "rms" else 1, eps)
 
 
-def _scale_of(
+def scale_of(
     sqnorm: Tensor,  # (M,)
     divisor: int,
     eps: float,
@@ -146,97 +146,6 @@ def ff_grad(
     return dw.to(weight.dtype), weight.new_empty(0) if bias is None else db.to(bias.dtype)
 
 
-def _sgd(
-    param: Tensor,
-    grad: Tensor,
-    slots: list[Tensor],  # [momentum_buffer] or []
-    step: Tensor,  # (): steps before this one
-    lr: Tensor | float,
-    momentum: float,
-    dampening: float,
-    weight_decay: float,
-    nesterov: float,
-) -> tuple[Tensor, list[Tensor]]:
-    """torch.optim.SGD: the first step's buffer is the gradient itself, undamped."""
-    if weight_decay:
-        grad = grad + weight_decay * param
-    if not slots:
-        return param - lr * grad, []
-    buffer = torch.where(step == 0, grad, momentum * slots[0] + (1 - dampening) * grad)
-    return param - lr * (grad + momentum * buffer if nesterov else buffer), [buffer]
-
-
-def _adam(
-    decoupled: bool,
-    param: Tensor,
-    grad: Tensor,
-    slots: list[Tensor],  # [exp_avg, exp_avg_sq]
-    step: Tensor,  # (): steps before this one
-    lr: Tensor | float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-) -> tuple[Tensor, list[Tensor]]:
-    """torch.optim.Adam, and AdamW where the decay is decoupled."""
-
-    def bias_correction(beta: float) -> Tensor:  # 1 - beta^t, which cancels badly in float32 for t = 1
-        return -torch.expm1((step + 1) * math.log(beta)) if beta > 0 else torch.ones_like(step)
-
-    if decoupled:
-        param = param * (1 - lr * weight_decay)
-    elif weight_decay:
-        grad = grad + weight_decay * param
-    exp_avg = beta1 * slots[0] + (1 - beta1) * grad
-    exp_avg_sq = beta2 * slots[1] + (1 - beta2) * grad.square()
-    denom = (exp_avg_sq / bias_correction(beta2)).sqrt() + eps
-    return param - lr / bias_correction(beta1) * exp_avg / denom, [exp_avg, exp_avg_sq]
-
-
-def _hinton_sgd(
-    param: Tensor,
-    grad: Tensor,
-    slots: list[Tensor],  # [momentum_buffer]
-    lr: Tensor | float,
-    momentum: float,
-    weight_decay: float,
-) -> tuple[Tensor, list[Tensor]]:
-    """Hinton's published code: the momentum averages gradients, the weight decay stands beside it."""
-    buffer = momentum * slots[0] + (1 - momentum) * grad
-    return param - lr * (buffer + weight_decay * param), [buffer]
-
-
-def _optimized(
-    params: list[Tensor],  # weight, and bias if there is one
-    grads: list[Tensor],  # acc
-    state: list[Tensor],  # step, the weight's slots, the bias's slots
-    optimizer: str,
-    lr: Tensor | None,
-    hyper: list[float],
-) -> list[tuple[Tensor, Tensor]]:
-    """The optimizer's step as (target, new value) pairs, for the caller to write when all of them are there."""
-    step, slots = state[0], state[1:]
-    rate = hyper[0] if lr is None else lr.to(step.dtype)
-    per_param = len(slots) // len(params)
-    writes = [(step, step + 1)]
-    for i, (param, grad) in enumerate(zip(params, grads, strict=False)):
-        own = slots[i * per_param : (i + 1) * per_param]
-        master = param.to(step.dtype)
-        if optimizer == "sgd":
-            new, new_slots = _sgd(master, grad, own, step, rate, *hyper[1:])
-        elif optimizer == "hinton_sgd":  # the bias does not decay
-            new, new_slots = _hinton_sgd(master, grad, own, rate, hyper[1], hyper[2] if i == 0 else 0.0)
-        else:
-            new, new_slots = _adam(optimizer == "adamw", master, grad, own, step, rate, *hyper[1:])
-        writes += [(param, new), *zip(own, new_slots, strict=True)]
-    return writes
-
-
-def _write(writes: list[tuple[Tensor, Tensor]]) -> None:
-    for target, value in writes:
-        target.copy_(value)
-
-
 def _update(
     x: Tensor,
     y: Tensor,
@@ -256,7 +165,7 @@ def _update(
 ) -> list[tuple[Tensor, Tensor]]:
     grads = _gradient(x, y, coef, x_sqnorm, normalize, eps, row_term, col_term, precision)
     params = [weight] if bias is None else [weight, bias]
-    return _optimized(params, list(grads), state, optimizer, lr, hyper)
+    return optimized(params, list(grads), state, optimizer, lr, hyper)
 
 
 def ff_update_(
@@ -277,7 +186,7 @@ def ff_update_(
     col_term: Tensor | None,  # (N,) acc
     precision: str,
 ) -> None:
-    _write(
+    write(
         _update(
             x,
             y,
@@ -310,7 +219,7 @@ def apply_gradient_(
 ) -> None:
     params = [weight] if bias is None else [weight, bias]
     grads = [grad_weight] if grad_bias is None else [grad_weight, grad_bias]
-    _write(_optimized(params, grads, state, optimizer, lr, hyper))
+    write(optimized(params, grads, state, optimizer, lr, hyper))
 
 
 def _step(
@@ -353,7 +262,7 @@ def ff_step_(
         x, sign, weight, bias, state, optimizer, lr, hyper, threshold, temperature, goodness, x_sqnorm, normalize, eps,
         activation, row_term, col_term, precision,
     )  # fmt: skip
-    _write(writes)
+    write(writes)
     return results
 
 
@@ -435,7 +344,7 @@ def ff_network_step_(
         writes += layer_writes
         if peer_mean is not None:
             writes.append((peer_mean, peer.new_mean(peer_mean, x, sign)))
-    _write(writes)
+    write(writes)
     return torch.stack(totals), torch.stack(losses)
 
 
@@ -510,56 +419,3 @@ def ff_label_step_(
         rows, sign, weight, bias, state, optimizer, lr, hyper, threshold, temperature, goodness, None, normalize, eps,
         activation, row_term, col_term, precision,
     )  # fmt: skip
-
-
-def cross_entropy(
-    logits: Tensor,  # (B, C)
-    labels: Tensor,  # (B,) int64
-) -> tuple[Tensor, Tensor]:  # loss (), its derivative by the logits (B, C)
-    """The mean of -log softmax(logits) at the labels."""
-    log_p, columns = logits.log_softmax(1), labels[:, None]
-    error = log_p.exp()
-    return -log_p.gather(1, columns).mean(), (error - torch.zeros_like(error).scatter(1, columns, 1.0)) / len(labels)
-
-
-def ff_head_step_(
-    ys: list[Tensor],  # of (B, N_l) acc
-    sqnorms: list[Tensor],  # of (B,) acc
-    labels: Tensor,  # (B,) int64
-    weights: list[Tensor],  # of (C, N_l) acc, in place
-    states: list[Tensor],  # all weights' states, one after the other, in place
-    optimizer: str,
-    lr: Tensor | None,
-    hyper: list[float],
-    eps: float,
-) -> tuple[Tensor, Tensor]:  # logits (B, C) acc from before the update, loss () acc
-    rows = [y * _scale_of(q, y.shape[1], eps)[:, None] for y, q in zip(ys, sqnorms, strict=True)]
-    logits = torch.stack([row @ w.T for row, w in zip(rows, weights, strict=True)]).sum(0)
-    loss, error = cross_entropy(logits, labels)
-    each, writes = len(states) // len(weights), []
-    for i, (row, weight) in enumerate(zip(rows, weights, strict=True)):
-        writes += _optimized([weight], [error.T @ row], states[each * i : each * (i + 1)], optimizer, lr, hyper)
-    _write(writes)
-    return logits, loss
-
-
-def draw_hard_inputs(
-    logits: Tensor,  # (B, C)
-    labels: Tensor,  # (B,) int64
-    draws: Tensor,  # (B,) float64 in [0, 1)
-    floor: float,
-    count: int,
-) -> Tensor:  # (count,) int64, ascending
-    p = logits.double().softmax(1).gather(1, labels[:, None])[:, 0]
-    return (draws.log() / (floor + 1 - p)).topk(count).indices.sort().values
-
-
-def draw_other_labels(
-    logits: Tensor,  # (B, C)
-    labels: Tensor,  # (B,) int64
-    draws: Tensor,  # (B,) float32 in [0, 1)
-) -> Tensor:  # (B,) int64
-    others = logits.to(torch.float64, copy=True).scatter_(1, labels[:, None], -torch.inf)
-    cumulated = others.softmax(1).cumsum(1)
-    # float32 draws are at most 1 - 2^-24: times the total in float64 they stay below it, whatever the rounding
-    return (cumulated <= (draws * cumulated[:, -1])[:, None]).sum(1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import ffkernels as ff
-from ffkernels import backends, network, ops
+from ffkernels import backends, label_ops, network, ops
 
 OPS = ("ff_forward", "ff_grad", "ff_update_", "ff_step_", "ff_network_step_", "ff_label_forward", "ff_label_step_")
 IN_PLACE = tuple(op for op in OPS if op.endswith("_"))
@@ -173,7 +173,7 @@ def copied(value):
 
 def flat(op, given, module=None):
     """The flat arguments with which the public function, in ``module``, would call the registered op."""
-    seen, module = [], module or (network if "network" in op else ops)
+    seen, module = [], module or (network if "network" in op else label_ops if "label" in op else ops)
 
     class Stop(Exception):
         pass
@@ -183,7 +183,7 @@ def flat(op, given, module=None):
         raise Stop
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_call", record)
+        patch.setattr(module, "call", record)
         with pytest.raises(Stop):
             getattr(module, op)(**given)
     return tuple(seen)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import ops
+from .. import label_ops, ops
 from ..labels import overlay
 from ..layer import FFLinear, signs
 from ..loss import logistic_loss
@@ -248,14 +248,16 @@ class Stage:
             if pairs is None:
                 y, total, loss = ops.ff_step_(x, sign, x_sqnorm=sqnorm, **held)
             else:
-                y, total, loss = ops.ff_label_step_(x, pairs[:, 0], pairs[:, 1], **labels, **held)
+                y, total, loss = label_ops.ff_label_step_(x, pairs[:, 0], pairs[:, 1], **labels, **held)
             layer.watch_peers(y, sign)
             self._count(span, layer, total, sign, loss)
             return y, total
         self._settle(layer)
         if pairs is not None:
             options = layer.forward_options()
-            y, total, p = ops.ff_label_forward(x, pairs, layer.weight, layer.bias, **labels, **options, return_p=True)
+            y, total, p = label_ops.ff_label_forward(
+                x, pairs, layer.weight, layer.bias, **labels, **options, return_p=True
+            )
             if learns:
                 x = overlay(x.repeat_interleave(2, dim=0), pairs.flatten(), **labels)
         else:
@@ -356,7 +358,7 @@ class Stage:
                 before = x, sqnorm
                 if pairs is not None:
                     labels: dict[str, Any] = {"num_classes": classes, "strength": self.strength}
-                    x, total = ops.ff_label_forward(x, pairs, layer.weight, layer.bias, **labels, **options)
+                    x, total = label_ops.ff_label_forward(x, pairs, layer.weight, layer.bias, **labels, **options)
                     pairs = None
                 else:
                     x, total = ops.ff_forward(x, layer.weight, layer.bias, x_sqnorm=sqnorm, **options)
