@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from . import checks
+from .optim import state_dtype
+from .state import at_least_float32
 
 
 class WeightAverage(nn.Module):
@@ -16,7 +18,8 @@ class WeightAverage(nn.Module):
 
     Every ``every`` steps average <- d average + (1 - d) weights, with d = min(decay, (1 + k) / (10 + k)) at the k-th
     time, so that the first averages follow the weights closely. It is a module whose buffers are the averages: assigned
-    to a net it is part of the net's state_dict.
+    to a net it is part of the net's state_dict. Averages are float32 (float64 of float64) whatever the weights are: in
+    bf16 most of what a step adds would be lost.
 
     Args:
         module: whose parameters are averaged, from what they are now. It is not kept: each method takes it anew.
@@ -31,23 +34,24 @@ class WeightAverage(nn.Module):
         checks.count("every", every, 1, 2**31, "steps between two updates")
         self.decay, self.every = decay, every
         for name, parameter in module.named_parameters():
-            self.register_buffer(name.replace(".", "_"), parameter.detach().clone())
+            self.register_buffer(name.replace(".", "_"), parameter.detach().to(state_dtype(parameter.dtype), copy=True))
 
-    def _pairs(self, module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-        return list(self.buffers()), [p.detach() for p in module.parameters()]
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WeightAverage:
+        return super()._apply(at_least_float32(fn), recurse)
 
     def update(self, module: nn.Module, step: int) -> None:
         """To be called after every step, with its number from 1 on."""
         k, rest = divmod(step, self.every)
         if rest == 0:
-            averages, weights = self._pairs(module)
+            averages = list(self.buffers())
+            weights = [p.detach().to(a.dtype) for a, p in zip(averages, module.parameters(), strict=True)]
             with torch.no_grad():
                 torch._foreach_lerp_(averages, weights, 1 - min(self.decay, (1 + k) / (10 + k)))
 
     @torch.no_grad()
     def copy_to(self, module: nn.Module) -> None:
         """Overwrite the module's parameters with their averages."""
-        for average, weight in zip(*self._pairs(module), strict=True):
+        for average, weight in zip(self.buffers(), module.parameters(), strict=True):
             weight.copy_(average)
 
     @contextmanager
@@ -57,7 +61,7 @@ class WeightAverage(nn.Module):
         own = [p.data for p in parameters]
         try:
             for p, average in zip(parameters, self.buffers(), strict=True):
-                p.data = average
+                p.data = average.to(p.dtype)
             yield
         finally:
             for p, data in zip(parameters, own, strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from . import backends, checks, ops, reference_head
 from .head_step import ff_head_step_
 from .optim import Optimizer, state_dtype
-from .state import OptimizerState
+from .state import OptimizerState, at_least_float32
 
 _EPS = 1e-4  # of the rms normalisation
 
@@ -28,7 +28,8 @@ class SoftmaxHead(nn.Module):
         widths: N of every layer of the net.
         num_classes: C.
         layers: indices of the layers that it sees. None: all but the first, or the only one.
-        optimizer: of its weights, which start at 0 and stay float32 (float64 beside a float64 net).
+        optimizer: of its weights, which start at 0 and stay float32 (float64 beside a float64 net), also where the net is
+            cast to bf16 or fp16.
 
     Raises:
         TypeError, ValueError: a layer that is not there, or named twice.
@@ -54,6 +55,9 @@ class SoftmaxHead(nn.Module):
             nn.Parameter(torch.zeros(shape, dtype=state_dtype(dtype)), requires_grad=False) for shape in shapes
         )
         self.states = nn.ModuleList(OptimizerState(optimizer.init_state(w)) for w in self.weights)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SoftmaxHead:
+        return super()._apply(at_least_float32(fn), recurse)
 
     def check_fits(self, widths: Sequence[int], num_classes: int | None) -> None:
         """ValueError if the head was made for another net."""

@@ -201,6 +201,28 @@ def test_average_is_the_recurrence():
     assert torch.equal(average.weight, again.weight)
 
 
+@pytest.mark.parametrize("made_in_bf16", [True, False])
+def test_an_average_of_bf16_weights_keeps_what_bf16_would_lose(made_in_bf16):
+    net = torch.nn.Linear(3, 2)
+    net = net.bfloat16() if made_in_bf16 else net
+    net.average = ff.WeightAverage(net, decay=0.99, every=1)
+    net.bfloat16()
+    assert net.average.weight.dtype == torch.float32
+    expected = net.average.weight.clone()
+    with torch.no_grad():
+        net.weight.mul_(1.5)
+    for step in range(1, 200):
+        net.average.update(net, step)
+        d = min(0.99, (1 + step) / (10 + step))
+        expected = d * expected + (1 - d) * net.weight.detach().float()
+    assert torch.allclose(net.average.weight, expected, rtol=1e-5)
+    with net.average.applied(net):
+        assert torch.equal(net.weight, expected.bfloat16())
+    net.average.copy_to(net)
+    assert torch.equal(net.weight, expected.bfloat16())
+    assert net.double().average.weight.dtype == torch.float64
+
+
 def test_average_arguments():
     for bad in ({"decay": 1.0}, {"decay": -0.1}, {"every": 0}):
         with pytest.raises(ValueError, match=next(iter(bad))):

@@ -167,6 +167,20 @@ def test_the_head_is_in_the_records_and_learns():
     assert last["head_loss"] < 0.8 * first["head_loss"]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_net_with_everything_trains_after_a_cast(dtype):
+    net, acc = make_full().to(dtype), torch.float64 if dtype == torch.float64 else torch.float32
+    for name, t in net.state_dict().items():
+        plain = name.startswith("layers") and name.endswith((".weight", ".bias"))
+        assert t.dtype == (dtype if plain else acc), name
+    before = state(net)
+    (*_, last) = fit(net, **FULL | {"validation": (X[:9].to(dtype), LABELS[:9])})
+    assert last["head_loss"] > 0
+    assert not torch.equal(before["head.weights.0"], net.head.weights[0])
+    for by in ("goodness", "head", "both"):
+        assert net.predict(X.to(dtype), by=by).shape == (50,)
+
+
 def test_the_heads_rate_follows_the_schedule_alone():
     net, rates = make_full(), []
     owners = (*net.layers, net.head)
