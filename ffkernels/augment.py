@@ -93,7 +93,8 @@ class Affine:
         height, width = images.shape[2:]
         down, right = ((torch.arange(n) - (n - 1) / 2).to(images) for n in (height, width))  # from the centre, pixels
         turn, stretch_down, stretch_right, *move = (
-            torch.rand(5, len(x), generator=generator).to(images)[:, :, None] * 2 - 1  # (B, 1) each
+            torch.rand(5, len(x), generator=generator, dtype=torch.float32).to(images)[:, :, None] * 2
+            - 1  # (B, 1) each
         )
         angle = turn * math.radians(self.degrees)
         cos, sin = angle.cos(), angle.sin()

@@ -39,6 +39,12 @@ class WeightAverage(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WeightAverage:
         return super()._apply(at_least_float32(fn), recurse)
 
+    def check_fits(self, module: nn.Module) -> None:
+        """ValueError if the average was made for a module with other parameters."""
+        own, its = ([tuple(t.shape) for t in of] for of in (self.buffers(), module.parameters()))
+        if own != its:
+            raise ValueError(f"average must be made for the net: it holds tensors of shapes {own}, the net has {its}")
+
     def update(self, module: nn.Module, step: int) -> None:
         """To be called after every step, with its number from 1 on."""
         k, rest = divmod(step, self.every)

@@ -70,13 +70,17 @@ class LoaderBatches:
         return self.length
 
     def epoch(self, draws: Draws) -> Iterator[Batch]:
+        empty = True
         for item in self.loader:
+            empty = False
             if not isinstance(item, (tuple, list)) or len(item) != 2:
                 raise TypeError(f"the loader must give (x, labels), got {type(item).__name__}")
             x, labels = item
             checks.inputs("x", x)
             checks.labels("labels", labels, x, dims=1)
             yield x, labels, None
+        if empty:
+            raise ValueError(f"the loader must give {self.length} batches in every epoch, as its length says, got none")
 
 
 def given_tensors(data: Any, labels: Tensor | None, other: str) -> tuple[Any, Tensor | None]:
@@ -85,7 +89,10 @@ def given_tensors(data: Any, labels: Tensor | None, other: str) -> tuple[Any, Te
         data, labels = data
     if not isinstance(data, Tensor):
         if labels is not None:
-            raise ValueError(f"labels must be None with {other}, which gives them itself")
+            raise ValueError(
+                f"labels must be None with {other}, which gives them itself; data must be a tensor with labels, got "
+                f"{type(data).__name__}"
+            )
         return data, None
     if labels is None:
         raise ValueError("labels must be given with a tensor of inputs, got None")

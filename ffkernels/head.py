@@ -28,8 +28,8 @@ class SoftmaxHead(nn.Module):
         widths: N of every layer of the net.
         num_classes: C.
         layers: indices of the layers that it sees. None: all but the first, or the only one.
-        optimizer: of its weights, which start at 0 and stay float32 (float64 beside a float64 net), also where the net is
-            cast to bf16 or fp16.
+        optimizer: of its weights, which start at 0 and stay float32 (float64 beside a float64 net), also where the net
+            is cast to bf16 or fp16.
 
     Raises:
         TypeError, ValueError: a layer that is not there, or named twice.

@@ -87,5 +87,5 @@ class HardLabels:
     ) -> Tensor:  # (B,)
         if logits is None:
             raise ValueError("HardLabels needs a net with a softmax head, which finds the likely labels")
-        draws = torch.rand(len(labels), generator=generator).to(logits.device)
+        draws = torch.rand(len(labels), generator=generator, dtype=torch.float32).to(logits.device)
         return draw_other_labels(logits, labels, draws)

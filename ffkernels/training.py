@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +57,10 @@ class EarlyStopping:
 
 
 class LearningRate:
-    """Sets the learning rate of whatever optimizes: the layers' and the head's fused optimizers, or torch.optim's."""
+    """Sets the learning rate of whatever optimizes: the layers' and the head's fused optimizers, or torch.optim's.
+
+    Without a rate or a schedule it leaves alone what there is, which a scheduler of torch's may then change.
+    """
 
     def __init__(
         self,
@@ -67,20 +72,19 @@ class LearningRate:
     ) -> None:
         self.schedule, self.optimizer = schedule, optimizer
         self.first = layers[0]
+        sets = lr is not None or schedule is not None
         fused: list[Any] = [] if optimizer is not None else [*layers]
-        self.fused = fused if head is None else [*fused, head]
+        self.fused = [] if not sets else fused if head is None else [*fused, head]
         self.before = [owner.optimizer for owner in self.fused]
-        self.groups = [] if optimizer is None else optimizer.param_groups
+        self.groups = [] if optimizer is None or not sets else optimizer.param_groups
         self.groups_before = [group["lr"] for group in self.groups]
         own = [float(each.lr) for each in self.before]
         self.base = own if lr is None else [own[i] if owner is head else lr for i, owner in enumerate(self.fused)]
         self.group_base = [group_lr if lr is None else lr for group_lr in self.groups_before]
-        self.rates: dict[float, Tensor] = {}  # tensors, so that a change costs no recompilation
-        if lr is not None or schedule is not None:
-            device = self.first.weight.device
-            self.rates = {base: torch.zeros((), dtype=torch.float32, device=device) for base in self.base}
-            for owner, base in zip(self.fused, self.base, strict=True):
-                owner.optimizer = dataclasses.replace(owner.optimizer, lr=self.rates[base])
+        device = self.first.weight.device  # tensors, so that a change costs no recompilation
+        self.rates = {base: torch.zeros((), dtype=torch.float32, device=device) for base in self.base}
+        for owner, base in zip(self.fused, self.base, strict=True):
+            owner.optimizer = dataclasses.replace(owner.optimizer, lr=self.rates[base])
         self.factor = -1.0
 
     def set(self, progress: float) -> None:
@@ -95,7 +99,7 @@ class LearningRate:
             group["lr"] = base * factor
 
     def value(self) -> float:
-        return float(self.first.optimizer.lr if self.optimizer is None else self.groups[0]["lr"])
+        return float(self.first.optimizer.lr if self.optimizer is None else self.optimizer.param_groups[0]["lr"])
 
     def restore(self) -> None:
         for owner, optimizer in zip(self.fused, self.before, strict=True):
@@ -109,11 +113,35 @@ def check_validation(net: FFNet, validation: Any) -> None:
         return
     if not isinstance(validation, (tuple, list)) or len(validation) != 2:
         raise TypeError(f"validation must be (x, labels), got {type(validation).__name__}")
-    checks.inputs("validation[0]", validation[0])
-    checks.labels("validation[1]", validation[1], validation[0], dims=1)
-    x, inputs = validation[0], getattr(net, "inputs", net.stack[0].in_features)
+    x, labels = validation
+    checks.inputs("validation[0]", x)
+    checks.labels("validation[1]", labels, x, dims=1)
+    if not x.is_floating_point():
+        raise TypeError(f"validation[0] must hold floats, as the net's input does, got {x.dtype}")
+    check_rows(net, x, labels, ("validation[0]", "validation[1]"))
+
+
+def check_rows(net: FFNet, x: Tensor, labels: Tensor, names: tuple[str, str] = ("data", "labels")) -> None:
+    """ValueError unless the inputs are of the net's size and the labels of its classes."""
+    inputs = getattr(net, "inputs", net.stack[0].in_features)
     if len(x) == 0 or x[0].numel() != inputs:
-        raise ValueError(f"validation[0] must have at least one row, each of {inputs} inputs, got {tuple(x.shape)}")
+        raise ValueError(f"{names[0]} must have at least one row, each of {inputs} inputs, got {tuple(x.shape)}")
+    assert net.num_classes is not None
+    checks.label_values(names[1], labels, net.num_classes)
+
+
+def check_history(history: Any, mode: str, layers: int, head_epochs: int) -> list[Record]:
+    """The records as a list; ValueError if they are of another kind of training, which this one cannot go on with."""
+    records = list(history or ())
+    stages = [*([None] if mode == "simultaneous" else range(layers)), *([layers] if head_epochs else [])]
+    for i, record in enumerate(records):
+        if not isinstance(record, dict) or record.get("layer", "") not in stages:
+            given = f'of "layer" {record["layer"]}' if isinstance(record, dict) and "layer" in record else f"{record!r}"
+            raise ValueError(
+                f'history must hold the records of a fit in mode {mode!r}, whose "layer" is in {stages}; '
+                f"history[{i}] is {given}"
+            )
+    return records
 
 
 def counted(net: FFNet, stop: int) -> list[int]:
@@ -123,11 +151,23 @@ def counted(net: FFNet, stop: int) -> list[int]:
 
 
 def error_percent(net: FFNet, x: Tensor, labels: Tensor, *, layers: Sequence[int] | None = None) -> float:
-    """Percent of the rows whose predicted label is wrong. x: (B, K) or (B, C, H, W), labels: (B,)."""
+    """Percent of the rows whose predicted label is wrong.
+
+    Args:
+        x: (B, K) or (B, C, H, W), of floats of any type, on any device. labels: (B,), integers in [0, num_classes).
+        layers: as for `FFNet.predict`.
+
+    Raises:
+        TypeError, ValueError: another type or shape; no rows, of which there is no error.
+    """
     checks.inputs("x", x)
     checks.labels("labels", labels, x, dims=1)
+    if len(x) == 0:
+        raise ValueError(f"x must have at least one row (the error is a mean over rows), got {tuple(x.shape)}")
+    if net.num_classes is not None:
+        checks.label_values("labels", labels, net.num_classes)
     weight = net.stack[0].weight
-    predicted = net.predict(x.to(weight.device, weight.dtype), layers=layers)
+    predicted = net.predict(x.to(weight.device, weight.dtype if x.is_floating_point() else x.dtype), layers=layers)
     return 100.0 * (predicted.cpu() != labels.cpu()).double().mean().item()
 
 
@@ -182,7 +222,7 @@ def fit(
             in all epochs (tensors only). Or gives the negatives themselves, see `ImageNegatives`.
         selection: chooses the inputs of each minibatch that the layers learn from, by what the head makes of them, see
             `Selection`; the head learns from all. None: all. The records' means are then those of the inputs chosen.
-        augment: changes every minibatch before labels are written over it, as `Shift` does.
+        augment: gives a new tensor for every minibatch before labels are written over it, as `Shift` does.
         constraint: called with the net after every step, to put the weights back where they must lie, as
             `ReceptiveFields` does. The initial weights are the caller's to see to.
         validation: (x, labels), for the records' "error". validate_every: epochs from one measurement to the next; the
@@ -203,8 +243,12 @@ def fit(
         "lr" (the last one), "rows_per_second", "seconds" of training alone; with ``validation`` "error" in percent
         (None where it was not measured: with ``head_epochs`` it is the head's), of the net's average if it has one.
 
+    A UserWarning says so where a loss is not finite any more.
+
     Raises:
-        TypeError, ValueError: a wrong argument, before anything has changed.
+        TypeError, ValueError: a wrong argument, before anything has changed. What a loader gives and what functions of
+            one's own return is seen only when it comes. An error then, or one of theirs, leaves the weights as the last
+            complete update of each left them, and learning rates as they were before.
     """
     checks.count("epochs", epochs, 1, 2**31, "passes over the data")
     checks.option("mode", mode, MODES)
@@ -225,13 +269,17 @@ def fit(
             continue
         if function is not None and not callable(function):
             raise TypeError(f"{name} must be a function, got {type(function).__name__}")
+    calls = list(callbacks)
+    for i, callback in enumerate(calls):
+        if not callable(callback):
+            raise TypeError(f"callbacks[{i}] must be a function, got {type(callback).__name__}")
     losses = _losses(loss, len(net))
     if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"optimizer must be a torch.optim optimizer, got {type(optimizer).__name__}")
     if optimizer is not None:
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        if not any(id(p) in held for p in net.parameters()):
-            raise ValueError("optimizer must hold parameters of the net, got one that holds none of them")
+        if not any(id(p) in held for layer in net.stack for p in layer.parameters()):
+            raise ValueError("optimizer must hold parameters of the net's layers, got one that holds none of them")
     if net.num_classes is None:
         raise ValueError("fit needs a net with num_classes, to write labels over the input; it is None")
     _check_head(net, epochs, head_epochs, mode, from_images)
@@ -242,9 +290,14 @@ def fit(
     if selection is not None and (net.head is None or head_epochs):
         raise ValueError("selection must be None but for a net with a head that is trained beside the layers")
     check_validation(net, validation)
+    if net.average is not None:
+        net.average.check_fits(net)
+    records = check_history(history, mode, len(net), head_epochs)
     if device is not None and spool_dir is None:
         raise ValueError("device is for spool_dir; without one, move the net: net.to(device)")
     batches = make_batches(data, labels, batch_size)
+    if isinstance(batches, TensorBatches):
+        check_rows(net, batches.x, batches.labels)
     chosen = UniformLabels() if negatives is None else negatives
     if isinstance(chosen, DrawnOnce):
         if not isinstance(batches, TensorBatches):
@@ -267,14 +320,12 @@ def fit(
             raise ValueError("spool_dir is for an FFNet and negatives that are labels")
         if not isinstance(batches, TensorBatches):
             raise TypeError(f"data must be tensors with spool_dir, got {type(data).__name__}")
-        records = list(history or ())
         spool.fit(
             net, batches, spool_dir, records, epochs=epochs, seed=seed, lr=lr, schedule=schedule, negatives=chosen,
-            validation=validation, validate_every=validate_every, callbacks=list(callbacks), progress=progress,
+            validation=validation, validate_every=validate_every, callbacks=calls, progress=progress,
             device=device,
         )  # fmt: skip
         return records
-    records = list(history or ())
     rate = LearningRate(net.stack, net.head, lr, schedule, optimizer)
     beside = net.head is not None and not head_epochs
     by_head = net.predict_by != "goodness" or net.candidates is not None
@@ -294,7 +345,7 @@ def fit(
     ]
     if head_epochs:
         stages.append(HeadStage(net, head_epochs, first_epoch=len(stages) * epochs + 1))
-    run = Run(net, batches, seed, rate, augment, constraint, validation, validate_every, list(callbacks), progress)
+    run = Run(net, batches, seed, rate, augment, constraint, validation, validate_every, calls, progress)
     try:
         for stage in stages:
             run.train(stage, records)
@@ -341,6 +392,7 @@ class Run:
     validate_every: int
     callbacks: list[Callback]
     progress: bool
+    warned: bool = False
 
     def train(self, stage: Stage | HeadStage, records: list[Record]) -> None:
         """All epochs of one stage that ``records`` does not hold yet; they are added to it."""
@@ -356,6 +408,7 @@ class Run:
         ) as bar:
             for own_epoch in range(done, stage.epochs):
                 record = self._epoch(stage, own_epoch, bar)
+                self._warn(record)
                 if self.validation is not None:
                     due = (own_epoch + 1) % self.validate_every == 0 or own_epoch + 1 == stage.epochs
                     record["error"] = self._error(stage) if due and stage.measured else None
@@ -364,6 +417,17 @@ class Run:
                 if any(stop):
                     return
 
+    def _warn(self, record: Record) -> None:
+        """Once, where training has gone astray: weights that are not finite stay so."""
+        losses = [loss for loss in (*record["loss"], record.get("head_loss")) if loss is not None]
+        if not self.warned and not all(map(math.isfinite, losses)):
+            self.warned = True
+            warnings.warn(
+                f"a loss is not finite after epoch {record['epoch']} ({', '.join(f'{loss:g}' for loss in losses)}): "
+                "the learning rate may be too large, or the data may hold numbers that are not finite",
+                stacklevel=5,  # where net.fit was called
+            )
+
     def _epoch(self, stage: Stage | HeadStage, own_epoch: int, bar: tqdm) -> Record:
         net, weight, batches = self.net, self.net.stack[0].weight, len(self.batches)
         epoch = stage.first_epoch + own_epoch
@@ -371,7 +435,8 @@ class Run:
         sums = Sums(len(stage.trained), stage.with_head, weight.device)
         start = time.perf_counter()
         for i, (x, labels, wrong) in enumerate(self.batches.epoch(draws)):
-            self.rate.set((own_epoch + i / batches) / stage.epochs)
+            done = own_epoch + min(i, batches - 1) / batches  # a loader may give more than its length says
+            self.rate.set(done / stage.epochs)
             x = x.to(weight.device, weight.dtype if x.is_floating_point() else x.dtype)
             if self.augment is not None:
                 x = self.augment(x, draws["augment"])
@@ -419,25 +484,31 @@ class Sums:
 
     def add(self, inputs: int, step: NetStep, head_loss: Tensor | None) -> None:
         self.inputs += inputs
+        self.chosen += step.goodness_pos.shape[1]
         self.steps.append((inputs, step, head_loss))
         if len(self.steps) == self.AT_ONCE:
-            self._add_up()
+            self.sums, self.head = self._added_up()
+            self.steps = []
 
-    def _add_up(self) -> None:
+    def _added_up(self) -> tuple[Tensor, Tensor | None]:  # (3, layers), ()
+        """The sums with the steps that are not in them yet, which stay as they are: their order is the same always."""
+        if not self.steps:
+            return self.sums, self.head
         inputs, steps, head_losses = zip(*self.steps, strict=True)
-        chosen = [step.goodness_pos.shape[1] for step in steps]
-        self.chosen += sum(chosen)
-        self.sums[0] += self.sums.new_tensor(chosen) @ torch.stack([step.loss for step in steps]).double()
-        self.sums[1] += torch.cat([step.goodness_pos for step in steps], 1).sum(1, dtype=torch.float64)
-        self.sums[2] += torch.cat([step.goodness_neg for step in steps], 1).sum(1, dtype=torch.float64)
-        if self.head is not None:
-            self.head += self.sums.new_tensor(inputs) @ torch.stack(head_losses).double()
-        self.steps = []
+        chosen = self.sums.new_tensor([step.goodness_pos.shape[1] for step in steps])
+        own = [
+            chosen @ torch.stack([step.loss for step in steps]).double(),
+            torch.cat([step.goodness_pos for step in steps], 1).sum(1, dtype=torch.float64),
+            torch.cat([step.goodness_neg for step in steps], 1).sum(1, dtype=torch.float64),
+        ]
+        head = self.head
+        if head is not None:
+            head = head + self.sums.new_tensor(inputs) @ torch.stack(head_losses).double()
+        return self.sums + torch.stack(own), head
 
     def means(self) -> tuple[Tensor, Tensor | None]:  # (3, layers), ()
-        if self.steps:
-            self._add_up()
-        return self.sums / self.chosen, None if self.head is None else self.head / self.inputs
+        sums, head = self._added_up()
+        return sums / self.chosen, None if head is None else head / self.inputs
 
 
 def status(epoch: int, means: Tensor, head_loss: Tensor | None, rows_per_second: float) -> str:

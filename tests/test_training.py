@@ -334,6 +334,77 @@ def test_a_rate_under_another_default_dtype():
     assert record["lr"] == 0.5
 
 
+def test_a_scheduler_of_torchs_keeps_its_rates():
+    net = make()
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    records = fit(net, optimizer=optimizer, callbacks=[lambda net, history: scheduler.step()])
+    assert [r["lr"] for r in records] == [1.0, 0.5, 0.25]
+    assert optimizer.param_groups[0]["lr"] == 0.125
+
+
+def test_a_callback_may_give_a_layer_another_optimizer():
+    net = make(optimizer=ff.SGD(lr=0.5))
+
+    def slower(net, history):
+        net.layers[0].optimizer = ff.SGD(lr=0.25)
+
+    assert [r["lr"] for r in fit(net, callbacks=[slower])] == [0.5, 0.25, 0.25]
+    assert net.layers[0].optimizer == ff.SGD(lr=0.25)
+
+
+def test_records_do_not_depend_on_how_often_the_progress_bar_looks():
+    def spread(*shape):  # sums of numbers so different are rounded, each order in its own way
+        return torch.rand(shape, generator=g) * 10.0 ** torch.randint(-15, 15, shape, generator=g)
+
+    pairs = []
+    for often in (False, True):
+        g, sums = torch.Generator().manual_seed(0), training.Sums(2, True, torch.device("cpu"))
+        for _ in range(2 * training.Sums.AT_ONCE + 3):
+            sums.add(7, NetStep(spread(2, 3), spread(2, 3), spread(2)), spread())
+            if often:
+                sums.means()
+        pairs.append(sums.means())
+    assert all(torch.equal(a, b) for a, b in zip(*pairs, strict=True))
+
+
+class Counted:
+    """A loader that gives more or fewer batches than its length."""
+
+    def __init__(self, length, given):
+        self.length, self.given = length, given
+
+    def __len__(self):
+        return self.length
+
+    def __iter__(self):
+        return iter([(X, LABELS)] * self.given)
+
+
+def test_a_loader_that_gives_more_than_its_length_and_one_that_gives_nothing():
+    asked = []
+    fit(make(), Counted(2, 3), epochs=2, schedule=lambda t: asked.append(t) or 1.0)
+    assert asked == [0.0, 0.25, 0.25, 0.5, 0.75, 0.75]
+    with pytest.raises(ValueError, match="the loader must give 2 batches in every epoch, as its length says, got none"):
+        fit(make(), Counted(2, 0))
+
+
+def test_arrays_are_no_tensors():
+    with pytest.raises(ValueError, match="data must be a tensor with labels, got ndarray"):
+        fit(make(), X.numpy(), LABELS.numpy())
+
+
+def test_error_percent_of_what_has_no_error():
+    net = make()
+    for x, labels, error, message in (
+        (X[:0], LABELS[:0], ValueError, "x must have at least one row"),
+        (X, LABELS + 1, ValueError, r"labels must be in \[0, 3\)"),
+        (X.byte(), LABELS, TypeError, "got torch.uint8"),
+    ):
+        with pytest.raises(error, match=message):
+            ff.error_percent(net, x, labels)
+
+
 @MODES
 def test_the_progress_bar(mode, capsys):
     fit(make(), mode=mode, epochs=1, progress=True)

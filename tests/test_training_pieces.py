@@ -214,12 +214,65 @@ def test_arguments_of_the_pieces():
         ({"validate_every": 0}, "validate_every"),
         ({"validation": (X[:0], LABELS[:0])}, r"validation\[0\] must have at least one row"),
         ({"validation": (X[:, :5], LABELS)}, r"validation\[0\] must have .*, each of 12 inputs, got \(50, 5\)"),
+        ({"validation": (X, LABELS + 1)}, r"validation\[1\] must be in \[0, 3\) as num_classes says, got 3"),
+        ({"validation": (X.byte(), LABELS)}, r"validation\[0\] must hold floats, .*, got torch.uint8"),
         ({"negatives": ff.HardLabels()}, "HardLabels needs a net with a softmax head"),
+        ({"callbacks": 5}, "not iterable"),
+        ({"callbacks": [5]}, r"callbacks\[0\] must be a function, got int"),
+        (
+            {"history": [{"layer": 0}]},
+            r'mode \'simultaneous\', whose "layer" is in \[None\]; history\[0\] is of "layer" 0',
+        ),
+        ({"history": [{}]}, r"history\[0\] is \{\}"),
+        ({"mode": "greedy", "history": [{"layer": None}]}, r'"layer" is in \[0, 1\]; history\[0\] is of "layer" None'),
     ):
         net = make()
-        before = state(net)
+        before, optimizers = state(net), [layer.optimizer for layer in net.layers]
         with pytest.raises((TypeError, ValueError), match=message):
-            fit(net, **options)
+            fit(net, lr=0.5, **options)
         assert same_bits(before, state(net))
+        assert [layer.optimizer for layer in net.layers] == optimizers
     with pytest.raises(ValueError, match="mode must be 'simultaneous' for a net with a head"):
         fit(make_full(), mode="greedy")
+
+
+def test_labels_and_widths_that_do_not_fit_are_seen_before_the_first_step():
+    for x, labels, message in (
+        (X, torch.cat([LABELS[:-1], torch.tensor([3])]), r"labels must be in \[0, 3\) as num_classes says, got 3"),
+        (torch.rand(50, 13), LABELS, r"data must have at least one row, each of 12 inputs, got \(50, 13\)"),
+    ):
+        net = make_full()
+        before = state(net)
+        with pytest.raises(ValueError, match=message):
+            fit(net, x, labels, batch_size=10, seed=2)
+        assert same_bits(before, state(net))
+
+
+def test_an_average_or_an_optimizer_of_something_else_is_refused():
+    net = make_full()
+    net.average = ff.WeightAverage(make())
+    with pytest.raises(ValueError, match=r"average must be made for the net: it holds .*, the net has"):
+        fit(net)
+    net = make_full()
+    with pytest.raises(ValueError, match="optimizer must hold parameters of the net's layers"):
+        fit(net, optimizer=torch.optim.SGD(net.head.parameters(), lr=0.1))
+
+
+def test_numbers_of_a_loss_that_is_not_finite_are_warned_of_once():
+    with pytest.warns(UserWarning, match=r"a loss is not finite after epoch 1 \(nan, nan\)") as seen:
+        fit(make(), loss=lambda g, sign: (g.mean() * torch.nan, g * torch.nan))
+    assert [w.filename for w in seen] == [__file__.replace("test_training_pieces", "test_training")]  # its fit
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_draws_do_not_depend_on_the_default_dtype(backend):
+    options = FULL | {"augment": ff.Affine(5, 0.1, 1, (1, 3, 4)), "selection": ff.HardInputs()}
+    nets = [make_full(), make_full()]
+    with ff.use_backend(backend):
+        fit(nets[0], **options)
+        torch.set_default_dtype(torch.float64)
+        try:
+            fit(nets[1], **options)
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert same_bits(state(nets[0]), state(nets[1]))
