@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from typing import TextIO
 
 from . import __version__
 from .benchmark.command import add_bench, bench
@@ -47,8 +49,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; ``argv`` is what follows the program's name (None: the process's own).
 
     Returns:
-        The exit status: 0, 1 after an error, 130 after Ctrl-C. A usage error leaves with SystemExit(2).
+        The exit status: 0, 1 after an error, 130 after Ctrl-C, 141 where the reader of the output has left (as head
+        does). A usage error leaves with SystemExit(2).
     """
+    try:
+        try:
+            return _main(argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _let_go(sys.stdout)
+        return 141  # what a shell says of a program that SIGPIPE has ended
+
+
+def _let_go(stream: TextIO) -> None:
+    """What is still in the stream's buffer has nowhere to go; without this the interpreter complains at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     args = build_parser().parse_args(argv)
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
@@ -57,6 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             print(f"\ninterrupted; {args.interrupted}", file=sys.stderr)
             return 130
+        except BrokenPipeError:
+            if args.command is train_command:
+                print(f"the reader of the output has left; {args.interrupted}", file=sys.stderr)
+            raise
         except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
             if args.debug:
                 raise

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import backends, checkpoint, plots
+from . import backends, checkpoint, plots, spool
 from .batches import epoch_generator
 from .config import TrainConfig, from_arguments
 from .data import Dataset
@@ -207,6 +207,18 @@ def split(dataset: Dataset, validation: int) -> tuple[Tensor, Tensor, tuple[Tens
         raise ValueError(f"validation must be less than the {len(dataset.x_train)} training rows, got {validation}")
     held_out = (dataset.x_train[left:], dataset.y_train[left:])
     return dataset.x_train[:left], dataset.y_train[:left], held_out
+
+
+def check_spooled(config: TrainConfig, dataset: Dataset, spool_dir: str | Path) -> None:
+    """What `train` would raise for this ``spool_dir``, before there is a folder of the run."""
+    if Path(spool_dir).exists() and not Path(spool_dir).is_dir():
+        raise NotADirectoryError(f"spool_dir must be a folder, {spool_dir} is a file")
+    spool.check(
+        config.build_net(dataset.image_shape, dataset.num_classes), config.mode,
+        config.build_negatives(dataset.image_shape), loss=config.build_losses(),
+        augment=config.build_augment(dataset.image_shape),
+        constraint=config.build_constraint(dataset.image_shape, dataset.num_classes),
+    )  # fmt: skip
 
 
 def goodness_pairs(

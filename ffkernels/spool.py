@@ -30,6 +30,7 @@ from torch import Tensor
 from . import ops
 from .batches import Draws, TensorBatches
 from .checkpoint import bytes_of, write_atomic
+from .hybrid import ImageNegatives
 from .layer import FFLinear
 from .negatives import Negatives
 from .nn import FFNet, NetStep
@@ -330,6 +331,19 @@ class _SpooledRun(Run):
         return 100.0 * wrong / len(labels)
 
 
+def check(net: FFNet, mode: str, negatives: Any, **unused: Any) -> None:
+    """What can be trained from files; ``unused``: further arguments of `ffkernels.training.fit`, which must be None."""
+    for name, given in {**unused, "average": net.average, "head": net.head}.items():
+        if given is not None:
+            raise ValueError(f"{name} must be None with spool_dir, got {type(given).__name__}")
+    if mode != "greedy":
+        raise ValueError(f"mode must be 'greedy' with spool_dir, which holds one layer at a time, got {mode!r}")
+    if isinstance(negatives, ImageNegatives) or not net.layered:
+        raise ValueError("spool_dir is for an FFNet and negatives that are labels")
+    if net.predict_layers is not None:
+        raise ValueError("predict_layers must be None with spool_dir: the error is that of all layers so far")
+
+
 def fit(
     net: FFNet,
     data: TensorBatches,
@@ -348,8 +362,6 @@ def fit(
     device: torch.device | str | None,
 ) -> None:
     """`ffkernels.training.fit` in mode "greedy", whose arguments these are, with one layer in memory at a time."""
-    if net.predict_layers is not None:
-        raise ValueError("predict_layers must be None with spool_dir: the error is that of all layers so far")
     spool = Spool(spool_dir, net, data.x, validation)
     rows = torch.arange(len(data.x), device=data.labels.device)
     batches = TensorBatches(rows, data.labels, data.batch_size)

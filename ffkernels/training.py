@@ -307,17 +307,7 @@ def fit(
     if spool_dir is not None:
         from . import spool  # which imports this module
 
-        unused = {
-            "loss": loss, "augment": augment, "constraint": constraint, "optimizer": optimizer, "average": net.average,
-            "head": net.head,
-        }  # fmt: skip
-        for name, given in unused.items():
-            if given is not None:
-                raise ValueError(f"{name} must be None with spool_dir, got {type(given).__name__}")
-        if mode != "greedy":
-            raise ValueError(f"mode must be 'greedy' with spool_dir, which holds one layer at a time, got {mode!r}")
-        if isinstance(chosen, ImageNegatives) or not net.layered:
-            raise ValueError("spool_dir is for an FFNet and negatives that are labels")
+        spool.check(net, mode, chosen, loss=loss, augment=augment, constraint=constraint, optimizer=optimizer)
         if not isinstance(batches, TensorBatches):
             raise TypeError(f"data must be tensors with spool_dir, got {type(data).__name__}")
         spool.fit(

@@ -4,7 +4,9 @@ import os
 import random
 import sys
 
+import command_line
 import hypothesis
+import idx_files
 import pytest
 import torch
 
@@ -122,3 +124,33 @@ def everywhere(request, monkeypatch):
         monkeypatch.setenv("FFKERNELS_CPU_ISA", isa)
     with ff.use_backend(backend):
         yield backend
+
+
+# -- of the command line's tests
+
+
+@pytest.fixture
+def settings_of_commands():
+    """The commands set threads and backend for their process."""
+    threads = torch.get_num_threads()
+    with ff.use_backend(ff.current_backend()):
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    """A folder with idx files of 24 and 12 images of 4 x 5 pixels in three classes."""
+    idx_files.write_folder(tmp_path / "tiny", rows=(24, 12), size=(4, 5), classes=3)
+    return tmp_path / "tiny"
+
+
+@pytest.fixture
+def run_dir(data_dir, tmp_path, capsys, settings_of_commands):
+    """A finished run."""
+    from ffkernels import cli  # which imports all that commands take
+
+    options = command_line.options(data_dir)
+    assert cli.main(["train", *options, "--run-dir", str(tmp_path / "run"), "--quiet"]) == 0
+    capsys.readouterr()
+    return tmp_path / "run"

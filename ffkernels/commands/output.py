@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,28 @@ from ..checkpoint import write_atomic
 from ..run import to_json
 
 
+def check_target(path: str | Path) -> None:
+    """OSError where a file cannot be written: said before the work, not after it."""
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, must be a file to be written")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise PermissionError(f"{path} cannot be written: the folder {path.parent} does not allow it")
+
+
 class Output:
     """Where a command's text and JSON go.
 
     Raises:
-        FileNotFoundError: the folder of the JSON file does not exist: known before the command has worked for it.
+        OSError: the JSON has nowhere to go.
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.json_target: str | None = args.json
-        if args.json not in (None, "-") and not Path(args.json).absolute().parent.is_dir():
-            raise FileNotFoundError(f"{args.json}: there is no such folder")
+        if self.json_target not in (None, "-"):
+            check_target(self.json_target)
         self.quiet: bool = getattr(args, "quiet", False)
         self.stream = sys.stderr if args.json == "-" else sys.stdout  # stdout is then for the JSON alone
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from ..checkpoint import write_atomic
 from ..config import DATA
 from ..data import extra, read_images, read_labels
 from ..run import RunFolder
-from .output import Output
+from .output import Output, check_target
 from .train import set_up
 
 
@@ -26,8 +27,12 @@ def predict(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         parser.error("--labels goes with --input; --data has its own labels")
     if args.threads is not None and args.threads < 1:
         parser.error(f"--threads must be at least 1, got {args.threads}")
+    if args.output is not None:
+        check_target(args.output)
     folder = RunFolder.open(args.run)
-    set_up(folder.config.threads if args.threads is None else args.threads, args.backend)
+    if args.device is not None:
+        folder.config = dataclasses.replace(folder.config, device=args.device)
+    set_up(folder.config.threads if args.threads is None else args.threads, args.backend, folder.config.device)
     if args.input is not None:
         x, labels = read_images(args.input), None if args.labels is None else read_labels(args.labels)
         source = args.input
@@ -84,6 +89,7 @@ def add_predict(commands: Any) -> argparse.ArgumentParser:
     p.add_argument("--output", metavar="FILE", help="write the labels: .npy by its name, else text with one a line")
     p.add_argument("--backend", choices=("auto", *backends.BACKENDS),
                    help="whose kernels run (default: auto, or FFKERNELS_BACKEND)")  # fmt: skip
+    p.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ... (default: the run's)")
     p.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the run's)")
     p.add_argument("--quiet", action="store_true", help="print the error only")
     return p

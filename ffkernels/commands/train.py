@@ -34,7 +34,7 @@ from ..config import (
 from ..data import Dataset
 from ..nn import PREDICT
 from ..presets import PRESETS, describe
-from ..run import RunFolder, split, train
+from ..run import RunFolder, check_spooled, split, train
 from ..training import MODES, Record
 from .output import Output
 
@@ -72,12 +72,12 @@ def _train_together(args: argparse.Namespace, parser: argparse.ArgumentParser) -
 
     if args.spool_dir is not None:
         parser.error("--spool-dir is for one process")
-    if args.timeout <= 0:
+    if not args.timeout > 0:
         parser.error(f"--timeout must be more than 0 seconds, got {args.timeout:g}")
     device = group.start(args.timeout)
     try:
         with group.watch().guard():
-            rank = int(os.environ["RANK"])
+            rank, out = int(os.environ["RANK"]), Output(args)
             division = run.Division(args.stages, args.micro_batches, args.compress, args.check_every)
             division.check()
             path = None
@@ -100,7 +100,7 @@ def _train_together(args: argparse.Namespace, parser: argparse.ArgumentParser) -
         args.interrupted = f"continue with --resume {path}"
         show_bar = rank == 0 and not (args.no_progress or args.quiet) and sys.stderr.isatty()
         if rank:
-            set_up(folder.config.threads, folder.config.backend)
+            set_up(folder.config.threads, folder.config.backend, folder.config.device)
             run.train(folder, dataset, division, progress=False)
             return 0
         return _run(folder, dataset, out, functools.partial(run.train, division=division), show_bar=show_bar)
@@ -134,6 +134,9 @@ def _prepare(
             parser.error(str(error))
         check(config)
         dataset = data.load(config.data, config.data_dir)
+        set_up(config.threads, config.backend, config.device)
+        if args.spool_dir is not None:
+            check_spooled(config, dataset, args.spool_dir)
         name = "-".join(filter(None, (dataset.name, args.preset)))
         folder = _create(args.run_dir, name, config, dataset, launch)
     args.interrupted = f"continue with: python -m ffkernels train --resume {folder.path}"
@@ -142,7 +145,6 @@ def _prepare(
 
 def _create(path: str | Path | None, name: str, config: TrainConfig, dataset: Dataset, launch: str | None) -> RunFolder:
     """The new run's folder, made only once nothing speaks against the run any more; None: one of its own under runs."""
-    set_up(config.threads, config.backend)
     split(dataset, config.validation)
     config.resolved().build_net(dataset.image_shape, dataset.num_classes)
     return RunFolder.create(path or _new_folder(name), config, dataset, launch)
@@ -156,8 +158,17 @@ def _refuse_contradictions(folder: RunFolder, given: dict[str, Any], parser: arg
             parser.error(f"{flag} {value} contradicts the run in {folder.path}, which was started with {stored}")
 
 
-def set_up(threads: int | None, backend: str | None) -> None:
-    """Threads and backend of this process; None leaves what is."""
+def set_up(threads: int | None, backend: str | None, device: str | None) -> None:
+    """Threads and backend of this process, where None leaves what is.
+
+    Raises:
+        ValueError: the device is not there. RuntimeError: the backend cannot run.
+    """
+    if device is not None:
+        try:
+            torch.empty(1, device=device).cpu()
+        except (RuntimeError, AssertionError, NotImplementedError) as error:  # an AssertionError: torch without CUDA
+            raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
     if threads is not None:
         torch.set_num_threads(threads)
     if backend is not None:
@@ -180,7 +191,7 @@ def _new_folder(name: str) -> Path:
 def _run(folder: RunFolder, dataset: Dataset, out: Output, train: Callable[..., Any], *, show_bar: bool) -> int:
     config = folder.config
     assert config.epochs is not None
-    set_up(config.threads, config.backend)
+    set_up(config.threads, config.backend, config.device)
     sizes = "-".join(str(n) for n in (dataset.x_train.shape[1], *config.hidden))
     out.say(
         f"{dataset.name}: {len(dataset.x_train):,} training and {len(dataset.x_test):,} test rows; net {sizes} on "
