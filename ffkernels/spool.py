@@ -9,8 +9,10 @@ chunk, and a few bytes for each row. Disk: rows x classes x width of the layer i
                             its goodness and the sum of g over all layers below
     valid-<i>.y, .g, .s     the same of the validation rows
     train.json, valid.json  how far the files are written, and for which weights
-    layer-<i>.pt            state of a layer that was given without memory (device "meta"); it stays, as do its pages:
-                            the layer's weights are mapped from it
+    layer-<i>.pt            state of a layer that was given without memory (device "meta"), and after how many epochs;
+                            it stays, as do its pages: the layer's weights are mapped from it
+    layer-<i>-before.pt     of the layer in training, the same an epoch earlier: whoever keeps the records may have been
+                            stopped before they were written
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ops
+from . import checks, ops
 from .batches import Draws, TensorBatches
 from .checkpoint import bytes_of, write_atomic
 from .hybrid import ImageNegatives
@@ -208,15 +210,19 @@ class Spool:
 
     # -- the layer in training
 
-    def take_up(self, index: int, device: torch.device | str | None, seed: int) -> FFLinear:
-        """The layer in memory: as it was left, or with its first weights, which depend on (seed, index) alone."""
+    def take_up(self, index: int, device: torch.device | str | None, seed: int, epochs: int | None = None) -> FFLinear:
+        """The layer in memory: as it was after ``epochs`` (None: when it was left), before the first with its first
+        weights, which depend on (seed, index) alone.
+
+        ValueError: it was not kept after so many epochs.
+        """
         layer = self.net.stack[index]
         if not self._without_memory[index]:
             return layer if device is None else layer.to(device)
-        path = self.layer_file(index)
+        kept = None if epochs == 0 else self._kept(index, epochs)
         layer.to_empty(device=device or "cpu")
-        if path.exists():
-            layer.load_state_dict(torch.load(path, mmap=True, weights_only=True))
+        if kept is not None:
+            layer.load_state_dict(kept)
             return layer
         with torch.random.fork_rng(devices=[]):
             digest = hashlib.blake2b(f"{seed}/{index}/weights".encode(), digest_size=8).digest()
@@ -231,23 +237,39 @@ class Spool:
             layer.peer_mean.fill_(START)
         return layer
 
-    def layer_file(self, index: int) -> Path:
-        return self.folder / f"layer-{index}.pt"
+    def layer_file(self, index: int, before: bool = False) -> Path:
+        return self.folder / f"layer-{index}{'-before' * before}.pt"
 
-    def keep(self, index: int) -> None:
-        """Write the layer's state, if it has no memory of its own."""
+    def _kept(self, index: int, epochs: int | None) -> dict[str, Tensor]:
+        """The layer's state, mapped into memory."""
+        found = []
+        for path in (self.layer_file(index), self.layer_file(index, before=True)):
+            if path.exists():
+                content = torch.load(path, mmap=True, weights_only=True)
+                if epochs in (None, content["epochs"]):
+                    return content["state"]  # type: ignore[no-any-return]
+                found.append(content["epochs"])
+        raise ValueError(
+            f"spool_dir must hold layer {index} as it was after {epochs} epochs, which history has of it; "
+            f"{self.folder} has it after {found or 'none'}"
+        )
+
+    def keep(self, index: int, epochs: int) -> None:
+        """Write the layer's state after so many epochs, if it has no memory of its own."""
         if self._without_memory[index]:
             path = self.layer_file(index)
             temporary = path.with_suffix(".tmp")
-            torch.save(self.net.stack[index].state_dict(), temporary)
+            torch.save({"epochs": epochs, "state": self.net.stack[index].state_dict()}, temporary)
+            if epochs > 1 and path.exists():
+                os.replace(path, self.layer_file(index, before=True))
             os.replace(temporary, path)
 
     def put_down(self, index: int) -> None:
         """The layer leaves the device: back to where it was, or into its file, mapped into memory."""
         layer = self.net.stack[index]
         if self._without_memory[index]:
-            mapped = torch.load(self.layer_file(index), mmap=True, weights_only=True)
-            layer.load_state_dict(mapped, assign=True)
+            layer.load_state_dict(self._kept(index, None), assign=True)
+            self.layer_file(index, before=True).unlink(missing_ok=True)
         else:
             layer.to(self._homes[index])
         _trim()
@@ -259,12 +281,16 @@ class Spool:
         digest = hashlib.sha256()
         if index == 0:
             for rows in self.sets:
-                some = rows.x[:: max(1, len(rows.x) // 16)]
-                digest.update(f"{rows.x.shape} {self.net.num_classes} {self.net.label_strength}".encode())
-                digest.update(str(some.double().sum(1).tolist()).encode())
+                x, size = rows.x, max(1, CHUNK_BYTES // (rows.x[0].numel() * rows.x.element_size()))
+                digest.update(f"{x.dtype} {x.shape} {self.net.num_classes} {self.net.label_strength}".encode())
+                for part in x.split(size):
+                    held = part.cpu().contiguous()
+                    digest.update(bytes_of(held))
         else:
+            below = self.net.stack[index - 1]
             digest.update(self._keys[index - 1].encode())
-            for t in self.net.stack[index - 1].parameters():
+            digest.update(f"{below.forward_options()} {checks.precision(below.precision)} {below.divisor}".encode())
+            for t in below.parameters():
                 held = t.detach().cpu().contiguous()
                 digest.update(bytes_of(held))
         return digest.hexdigest()
@@ -370,11 +396,11 @@ def fit(
         if any(r["layer"] > index for r in records):
             continue
         spool.climb(index, device, seed)
-        layer = spool.take_up(index, device, seed)
+        layer = spool.take_up(index, device, seed, epochs=sum(r["layer"] == index for r in records))
         rate = LearningRate([layer], None, lr, schedule, None)
 
         def keep(net: FFNet, history: list[Record], index: int = index) -> None:
-            spool.keep(index)
+            spool.keep(index, sum(r["layer"] == index for r in history))
 
         run = _SpooledRun(
             net, batches, seed, rate, None, None, validation, validate_every, [keep, *callbacks], progress
@@ -384,6 +410,5 @@ def fit(
             run.train(_SpooledStage(net, index, negatives, spool, epochs), records)
         finally:
             rate.restore()
-        spool.keep(index)
         spool.put_down(index)
     spool.finish()

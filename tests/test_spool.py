@@ -199,6 +199,56 @@ def test_layers_without_memory(tmp_path):
     assert len(net.predict(X)) == 50
 
 
+def test_layers_without_memory_begin_anew_in_a_folder_that_holds_others(tmp_path):
+    nets = [make(device="meta") for _ in range(3)]
+    fit(nets[0], spool_dir=tmp_path / "used", seed=9)
+    fit(nets[1], spool_dir=tmp_path / "used")
+    fit(nets[2], spool_dir=tmp_path / "new")
+    same(nets[1], nets[2])
+    assert sorted(os.listdir(tmp_path / "used")) == [f"layer-{i}.pt" for i in range(3)]
+
+
+def test_killed_before_the_records_of_an_epoch_were_kept(tmp_path):
+    whole, first, second = (make(device="meta") for _ in range(3))
+    records, history = fit(whole, spool_dir=tmp_path / "whole"), []
+
+    def kill(net, records):
+        if len(records) == 5:  # its weights are written, and these records are lost
+            raise Killed
+        history[:] = records
+
+    with pytest.raises(Killed):
+        fit(first, spool_dir=tmp_path / "stopped", callbacks=[kill])
+    assert len(history) == 4
+    same_records(fit(second, spool_dir=tmp_path / "stopped", history=history), records)
+    same(second, whole)
+    for few in (history[:2], history[:1]):  # so much is lost that nothing can go on from it
+        with pytest.raises(ValueError, match=rf"layer 0 as it was after {len(few)} epochs, .* has it after \[3\]"):
+            fit(make(device="meta"), spool_dir=tmp_path / "stopped", history=few)
+
+
+@pytest.mark.parametrize("change", ["data", "activation"])
+def test_files_of_other_data_or_options_are_not_used(tmp_path, change):
+    """The weights of the first layer are the same; what it gives is not."""
+    saved, history, other = {}, [], X.clone()
+    other[1] = X[2]  # one row that is not among the first and not a sixteenth
+    assert not torch.equal(other, X)
+
+    def kill(net, records):
+        if len(records) == 4:
+            saved.update({name: t.clone() for name, t in net.state_dict().items()})
+            history[:] = records
+            raise Killed
+
+    with pytest.raises(Killed):
+        fit(make(), spool_dir=tmp_path, callbacks=[kill])
+    nets = [make(activation="gelu" if change == "activation" else "relu") for _ in range(2)]
+    for net, more in zip(nets, ({"spool_dir": tmp_path}, {}), strict=True):
+        net.load_state_dict(saved)
+        fit(net, other if change == "data" else X, history=history, **more)
+    same(*nets)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
