@@ -124,12 +124,15 @@ class FFNet(nn.Module):
         return len(self.layers)
 
     def __getitem__(self, part: slice) -> FFNet:
-        """Consecutive layers as a net of their own: the same modules, not copies."""
+        """Consecutive layers as a net of their own: the same modules, not copies.
+
+        Where the first layer is not among them, no label stands in the input and ``num_classes`` is None.
+        """
         if not isinstance(part, slice):
             raise TypeError(f"FFNet takes slices (net[:2]; one layer is net.layers[0]), got {part!r}")
-        return FFNet(
-            self.stack[part], num_classes=self.num_classes, label_strength=self.label_strength, minimize=self.minimize
-        )
+        layers = self.stack[part]
+        classes = self.num_classes if layers and layers[0] is self.stack[0] else None
+        return FFNet(layers, num_classes=classes, label_strength=self.label_strength, minimize=self.minimize)
 
     # -- inference
 

@@ -333,6 +333,9 @@ def test_slices_share_their_layers():
     assert (net[:2].num_classes, net[:2].label_strength) == (3, 2.0)
     x = torch.rand(4, 12)
     assert torch.allclose(net[1:](net[:1](x)), net(x), rtol=1e-4, atol=1e-6)
+    narrow = ff.FFNet.from_sizes([12, 2, 5], num_classes=3)  # a layer with fewer inputs than classes
+    assert torch.allclose(narrow[1:](narrow[:1](x)), narrow(x), rtol=1e-4, atol=1e-6)
+    assert narrow[1:].num_classes is None
 
 
 @pytest.mark.parametrize("dtype", cases.DTYPES)

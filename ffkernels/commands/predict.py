@@ -73,7 +73,7 @@ def add_predict(commands: Any) -> argparse.ArgumentParser:
         "predict",
         usage="%(prog)s --run DIR [OPTION ...]",
         help="label images with a trained network",
-        description="Label images with the network of a run. Labels of --input are printed, one a line, unless "
+        description="Label images with the network of a run. Labels of --input are printed, one a line, unless\n"
         "--output takes them; where the true labels are known, the error is printed last.",
         epilog="examples:\n"
         "  python -m ffkernels predict --run runs/wide --input images.npy --output labels.txt\n"

@@ -248,7 +248,7 @@ def add_train(commands: Any) -> argparse.ArgumentParser:
         "train",
         usage="%(prog)s [OPTION ...]",  # all of them before an error's one line would hide it
         help="train a network and measure its test error",
-        description="Train a Forward-Forward network. The run's folder keeps its configuration, metrics, checkpoints "
+        description="Train a Forward-Forward network. The run's folder keeps its configuration, metrics, checkpoints\n"
         "and pictures; a run that was stopped, in whatever way, goes on with --resume.",
         epilog="examples:\n"
         "  python -m ffkernels train                          scikit-learn's digits, in seconds\n"
