@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,8 +157,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("hidden", "standardize", "affine", "head_layers", "predict_layers", "learned", "judged"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+            if not isinstance(value := getattr(self, name), Sequence) or isinstance(value, str):
+                raise TypeError(f"{name} must be a sequence of numbers, got {value!r}")
+            object.__setattr__(self, name, tuple(value))
         self._check_data_and_machine()
         self._check_net()
         self._check_training()

@@ -38,6 +38,10 @@ class ReceptiveFields:
     def __init__(
         self, size: int, image_shape: tuple[int, int, int], units: int, *, num_classes: int = 0, seed: int = 0
     ) -> None:
+        if not isinstance(image_shape, (tuple, list)) or len(image_shape) != 3:
+            raise ValueError(f"image_shape must be (C, H, W), got {image_shape!r}")
+        for i, side in enumerate(image_shape):
+            checks.count(f"image_shape[{i}]", side, 1, 2**31, "channels or pixels")
         channels, height, width = image_shape
         checks.count("size", size, 1, 2**15, "the side of a window in pixels")
         checks.count("units", units, 1, 2**31, "N of the first layer")

@@ -105,8 +105,12 @@ class RunFolder:
             content = json.loads(file.read_text())
             if content["format"] != FORMAT:
                 raise ValueError(f"its format is {content['format']!r}, this version reads {FORMAT}")
+            if missing := sorted({"name", "fingerprint", "image_shape", "num_classes"} - set(content["data"])):
+                raise ValueError(f"its data have no {missing}")
             return cls(path, from_arguments(content["arguments"]), dict(content["data"]), content.get("launch"))
-        except (ValueError, KeyError, TypeError) as error:
+        except KeyError as error:
+            raise RunError(f"{file} cannot be used: it has no {error}") from error
+        except (ValueError, TypeError) as error:
             raise RunError(f"{file} cannot be used: {error}") from error
 
     def _write_config(self) -> None:

@@ -75,3 +75,11 @@ def test_config_builds_the_pieces():
     assert TrainConfig(loss="symba", alpha=2.0).build_losses() == [ff.SymBa(2.0)] * 2
     assert TrainConfig(loss="pair", alpha=2.0).build_losses() == [ff.PairSoftplus(2.0, 1.0)] * 2
     assert TrainConfig(optimizer="adamw", weight_decay=0.5).build_optimizer() == ff.AdamW(lr=0.003, weight_decay=0.5)
+
+
+def test_one_number_where_several_are_asked_for_is_named():
+    for options in ({"hidden": 500}, {"standardize": None}, {"head_layers": "12"}):
+        (name,) = options
+        with pytest.raises(TypeError, match=f"{name} must be a sequence of numbers, got {options[name]!r}"):
+            TrainConfig(**options)
+    assert TrainConfig(learned=range(2, 4)).learned == (2, 3)

@@ -86,6 +86,8 @@ def test_wrong_fields_are_refused():
         ({"size": 0}, r"size must be in \[1, 32768\]"),
         ({"num_classes": 13}, r"num_classes must be in \[0, 12\]"),
         ({"units": 0}, "units must be"),
+        ({"image_shape": (28, 28)}, r"image_shape must be \(C, H, W\), got \(28, 28\)"),
+        ({"image_shape": (1, 0, 28)}, r"image_shape\[1\] must be in \[1, "),
     ):
         with pytest.raises(ValueError, match=message):
             ff.ReceptiveFields(**{"size": 2, "image_shape": SHAPE, "units": 7} | options)

@@ -194,7 +194,9 @@ def test_a_folder_with_a_run_is_not_started_again(tmp_path, dataset):
         (lambda c: json.dumps({**c, "format": 2}), "format is 2, this version reads 1"),
         (lambda c: json.dumps({**c, "arguments": {"speed": 1}}), r"unknown arguments \['speed'\]"),
         (lambda c: json.dumps({**c, "arguments": {"lr": -1}}), "lr must be finite and >= 0.0, got -1"),
-        (lambda c: json.dumps({k: v for k, v in c.items() if k != "data"}), r"config\.json cannot be used"),
+        (lambda c: json.dumps({k: v for k, v in c.items() if k != "data"}), r"cannot be used: it has no 'data'"),
+        (lambda c: json.dumps({**c, "data": {"name": "x", "num_classes": 3}}), r"no \['fingerprint', 'image_shape'\]"),
+        (lambda c: json.dumps({**c, "data": 3}), r"config\.json cannot be used"),
     ],
 )
 def test_a_config_that_cannot_be_used(tmp_path, dataset, change, message):
