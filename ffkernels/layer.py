@@ -37,7 +37,8 @@ class FFLinear(nn.Module):
         optimizer: the fused optimizer of `step`; its state is part of the module's state_dict.
         peer: strength of peer normalisation in training (`ffkernels.peer`), >= 0; about 0.03. Its running mean is part
             of the state_dict.
-        dropout: probability with which `FFNet`'s training steps drop each of the layer's inputs, in [0, 1).
+        dropout: probability with which `FFNet`'s training steps drop each of the layer's inputs, in [0, 1); 0 in a
+            first layer whose input holds the label.
 
     Shapes: x (*, K) -> y (*, N), goodness (*,).
 

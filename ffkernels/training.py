@@ -283,6 +283,11 @@ def fit(
     if net.num_classes is None:
         raise ValueError("fit needs a net with num_classes, to write labels over the input; it is None")
     _check_head(net, epochs, head_epochs, mode, from_images)
+    if net.label_strength is not None and net.stack[0].dropout:
+        raise ValueError(
+            "dropout must be 0 in the first layer of a net whose input holds the label, which would be dropped, got "
+            f"{net.stack[0].dropout}"
+        )
     if (losses is not None or optimizer is not None) and not net.layered:
         raise ValueError(f"loss and optimizer must be None for a {type(net).__name__}, which has its own step")
     if from_images and not net.layered:

@@ -248,6 +248,16 @@ def test_labels_and_widths_that_do_not_fit_are_seen_before_the_first_step():
         assert same_bits(before, state(net))
 
 
+@pytest.mark.parametrize("loss", [None, ff.SymBa()], ids=["fused", "layer by layer"])
+def test_the_label_is_not_dropped(loss):
+    net = make_full()
+    net.layers[0].dropout = 0.25
+    before = state(net)
+    with pytest.raises(ValueError, match="dropout must be 0 in the first layer of a net whose input holds the label"):
+        fit(net, loss=loss)
+    assert same_bits(before, state(net))
+
+
 def test_an_average_or_an_optimizer_of_something_else_is_refused():
     net = make_full()
     net.average = ff.WeightAverage(make())
