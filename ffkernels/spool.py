@@ -247,7 +247,7 @@ class Spool:
             if path.exists():
                 content = torch.load(path, mmap=True, weights_only=True)
                 if epochs in (None, content["epochs"]):
-                    return content["state"]  # type: ignore[no-any-return]
+                    return content["state"]
                 found.append(content["epochs"])
         raise ValueError(
             f"spool_dir must hold layer {index} as it was after {epochs} epochs, which history has of it; "

@@ -313,6 +313,7 @@ def fit(
         from . import spool  # which imports this module
 
         spool.check(net, mode, chosen, loss=loss, augment=augment, constraint=constraint, optimizer=optimizer)
+        assert not isinstance(chosen, ImageNegatives)  # it has seen to it
         if not isinstance(batches, TensorBatches):
             raise TypeError(f"data must be tensors with spool_dir, got {type(data).__name__}")
         spool.fit(
