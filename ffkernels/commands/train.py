@@ -77,7 +77,7 @@ def _train_together(args: argparse.Namespace, parser: argparse.ArgumentParser) -
     device = group.start(args.timeout)
     try:
         with group.watch().guard():
-            rank, out = int(os.environ["RANK"]), Output(args)
+            rank = int(os.environ["RANK"])
             division = run.Division(args.stages, args.micro_batches, args.compress, args.check_every)
             division.check()
             path = None
