@@ -45,6 +45,8 @@ RED_ZONES = [
         r"ASAN_POISON_MEMORY_REGION(reinterpret_cast<char*>(pointer) + bytes, whole - bytes); }",
     ),
 ]
+# W in several blocks where rows are many, without the size that takes
+SMALL_BLOCKS = Edit("cpu/layer.h", "kWeightBytes = 1 << 20", "kWeightBytes = 1 << 14")
 
 
 class Fault(NamedTuple):
@@ -71,12 +73,16 @@ FAULTS = {
         THREADS, [Edit("cpu/layer.h", r"\(thread \+ 1\) \* each\)\}", "(thread + 1) * each + 1)}")],
         "ThreadSanitizer: data race",
     ),
+    "a strip of rows read before it is packed": Fault(
+        THREADS, [Edit("cpu/layer.h", r"while \(done_\[strip\]\.load", "while (false && done_[strip].load")],
+        "ThreadSanitizer: data race",
+    ),
 }  # fmt: skip
 
 
 def build_driver(folder: Path, sanitizer: str, edits: Iterable[Edit] = (), isas: Iterable[str] = SOURCES) -> Path:
     """The driver with the kernels of ``isas``; with not all of them, only those can be run."""
-    csrc = copy_of_sources(folder, [*edits, *AMX_IN_SOFTWARE])
+    csrc = copy_of_sources(folder, [*edits, SMALL_BLOCKS, *AMX_IN_SOFTWARE])
     include = Path(torch.__file__).parent / "include"
     flags = [*FLAGS, *AMX_FLAGS, f"-fsanitize={sanitizer}", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
     flags += ["-I", str(csrc), "-isystem", str(include)]

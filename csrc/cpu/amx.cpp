@@ -1,7 +1,9 @@
 // Machines with AVX512-BF16: its pairwise products, or AMX tiles where there are some.
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <numeric>
+#include <thread>
 #include <type_traits>
 #include <utility>
 

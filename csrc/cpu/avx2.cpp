@@ -1,7 +1,9 @@
 // AVX2 and FMA: vectors of eight floats.
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <numeric>
+#include <thread>
 #include <type_traits>
 #include <utility>
 

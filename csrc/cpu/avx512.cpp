@@ -1,7 +1,9 @@
 // AVX-512 (F, BW, DQ, VL), with and without its bf16 products.
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <numeric>
+#include <thread>
 #include <type_traits>
 #include <utility>
 

@@ -18,6 +18,7 @@ template <int64_t parts>
 struct CoreAmx : PanelsBf16<parts> {
   static constexpr int64_t kTile = PanelsBf16<parts>::kTile, kStep = PanelsBf16<parts>::kStep;
   static constexpr int64_t kFetches = 1;
+  static constexpr int64_t kGradientCols = 256;  // x is read once for each block, and tiles outrun the L3 cache
 
   static void enter() { _tile_loadconfig(&tile_config); }
   static void leave() { _tile_release(); }

@@ -14,6 +14,7 @@ struct CoreF32 {
   static constexpr int64_t kBytes = 4;                 // of a packed element
   static constexpr double kThreadWork = 2e5 * kLanes;  // flops that are worth a second thread: some 20 us
   static constexpr int64_t kChunk = 256;               // depth at once: the panels' parts stay in the L1 cache
+  static constexpr int64_t kGradientCols = 128;        // columns of dz in a gradient block
   static constexpr int64_t kFetches = 1;               // calls of fetch() a panel and kFetchDepth
   using Element = float;
 

@@ -123,8 +123,9 @@ void Layer<Core, T>::forward_strip(int64_t row, int64_t index, const WeightPart&
 template <typename Core, typename T>
 void Layer<Core, T>::columns_task(int64_t thread) {
   const Own& own = own_[thread];
-  const Range blocks = share(thread, col_blocks_);
-  for (int64_t index = blocks.begin; index < blocks.end; ++index) {
+  for_items(shares_, threads_, thread, [&](int64_t owner, int64_t item) {
+    const Range blocks = share(owner, col_blocks_);
+    const int64_t index = blocks.begin + item;
     for (int64_t panel = 0; panel < col_block_ / Core::kCols; ++panel) {
       pack_panel(index, panel, own.weight, own.rows);
     }
@@ -132,7 +133,7 @@ void Layer<Core, T>::columns_task(int64_t thread) {
     for (int64_t row = 0; row < rows_; row += kStrip) {
       forward_strip(row, index, own.weight, own.product, fetch_next);
     }
-  }
+  });
 }
 
 }  // namespace ffkernels::cpu::FFK_NAMESPACE

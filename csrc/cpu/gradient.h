@@ -87,10 +87,11 @@ void Layer<Core, T>::optimize_bias(int64_t first, int64_t count) const {
 template <typename Core, typename T>
 void Layer<Core, T>::gradient_task(int64_t thread) {
   const Own& own = own_[thread];
-  const int64_t end = smaller(job_.cols, (thread + 1) * grad_share_);
-  for (int64_t first = thread * grad_share_; first < end; first += grad_block_) {
-    gradient_block(first, smaller(grad_block_, end - first), own);
-  }
+  for_items(shares_, threads_, thread, [&](int64_t owner, int64_t item) {
+    const Range cols = share(owner, job_.cols, kLanes);
+    const int64_t first = cols.begin + item * grad_block_;
+    gradient_block(first, smaller(grad_block_, cols.end - first), own);
+  });
 }
 
 template <typename Core, typename T>

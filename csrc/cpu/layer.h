@@ -9,19 +9,20 @@
 //   loss      the coefficients, for rows whose goodness is complete
 //   gradient  dz^T x for a block of columns, its bias, and the optimizer on it while it is in cache
 // Many rows: threads split the rows of pack, forward and loss, and W is packed once. Few rows: they split the columns,
-// and each packs its own part of W just before it is used. The gradient is always split by columns. No thread adds to
-// what another one writes, so results do not depend on timing.
+// and each packs its own part of W just before it is used. The gradient is always split by columns. A thread that has
+// finished its share takes over from another's (items.h). No thread adds to what another one writes, so results do not
+// depend on timing.
 #pragma once
 
 #include "cpu/dropout.h"
 #include "cpu/elementwise.h"
+#include "cpu/items.h"
 
 namespace ffkernels::cpu::FFK_NAMESPACE {
 
 constexpr int64_t kBlockRows = 2048;       // rows of x at once: the depth of the gradient's products
 constexpr int64_t kRowSplit = 512;         // from so many rows a thread on, threads split rows
 constexpr int64_t kWeightBytes = 1 << 20;  // of packed W at once: half of a large L2 cache
-constexpr int64_t kGradientCols = 256;     // columns of dz in a gradient block
 constexpr int64_t kGradientDepth = 256;    // columns of x in a gradient block
 constexpr int64_t kFinishRows = 64;        // of dW at once: the optimizer follows while they are in cache
 constexpr int64_t kStripRows = 32;         // rows that are converted, packed and scaled at once
@@ -47,8 +48,8 @@ class Layer {
     const int64_t fitting = larger<int64_t>(1, kWeightBytes / (depth_ * Core::kBytes * kPart)) * kPart;
     split(split_rows_ ? 1 : threads_, split_rows_ ? fitting : kPart, kPart, &col_blocks_, &col_block_);
     col_parts_ = ceil_div(job.cols, kPart);
-    grad_share_ = round_up(ceil_div(job.cols, threads_), kLanes);
-    grad_block_ = round_up(ceil_div(grad_share_, ceil_div(grad_share_, kGradientCols)), std::lcm(kStrip, kLanes));
+    const int64_t grad_share = round_up(ceil_div(job.cols, threads_), kLanes);
+    grad_block_ = round_up(ceil_div(grad_share, ceil_div(grad_share, Core::kGradientCols)), std::lcm(kStrip, kLanes));
     grad_cols_ = round_up(job.cols, kLanes);
     grad_depth_ = round_up(smaller(kGradientDepth, job.depth), Core::kCols);
     curved_ = job.forward && job.gradient && job.activation != Activation::relu;
@@ -67,12 +68,16 @@ class Layer {
       first_block_ = block == 0;
       last_block_ = block == blocks_ - 1;
       if (split_rows_) {
+        for (int64_t strip = 0; strip * kStrip < rows_; ++strip) done_[strip].store(0, std::memory_order_relaxed);
+        hand_out(ceil_div(rows_, kStrip), 1, [this](int64_t strips) { return strips * row_items(); });
         in_parallel(&Layer::rows_task);
       } else {
         in_parallel(&Layer::pack_task);
+        hand_out(col_blocks_, 1, [](int64_t blocks) { return blocks; });
         if (job_.forward) in_parallel(&Layer::columns_task);
         finish_rows(0, rows_);
       }
+      hand_out(job_.cols, kLanes, [this](int64_t cols) { return ceil_div(cols, grad_block_); });
       if (job_.gradient) in_parallel(&Layer::gradient_task);
     }
     if (job_.loss) {
@@ -107,6 +112,16 @@ class Layer {
   Range share(int64_t thread, int64_t count, int64_t unit = 1) const {
     const int64_t each = round_up(ceil_div(count, threads_), unit);
     return {smaller(count, thread * each), smaller(count, (thread + 1) * each)};
+  }
+
+  // Shares of `count` things, in units, as items: items(n) of n things, counted from the share's first.
+  template <typename F>
+  void hand_out(int64_t count, int64_t unit, F&& items) {
+    for (int64_t t = 0; t < threads_; ++t) {
+      const Range range = share(t, count, unit);
+      shares_[t].next.store(0, std::memory_order_relaxed);
+      shares_[t].end = items(range.end - range.begin);
+    }
   }
 
   void in_parallel(void (Layer::*method)(int64_t)) {
@@ -166,6 +181,8 @@ class Layer {
     const int64_t grad_cols = gradient ? grad_cols_ : 0;
     grad_rows_ = round_up(block_rows_, Core::kDepthUnit);
     own_ = arena.template take<Own>(threads_);
+    shares_ = arena.template take<Share>(threads_);
+    done_ = arena.template take<std::atomic<int64_t>>(block_rows_ / kStrip);
     shared_ = arena.template take<WeightPart>(col_blocks_);
     scale_ = arena.template take<float>(block_rows_);
     coef_ = arena.template take<float>(gradient ? block_all : 0);
@@ -300,17 +317,25 @@ class Layer {
     }
   }
 
+  // A strip of rows is packed with the first block of columns, while x is in cache. Then its other blocks can follow.
+  int64_t row_items() const { return job_.forward ? col_blocks_ : 1; }
   void rows_task(int64_t thread) {
     const Own& own = own_[thread];
-    const Range rows = share(thread, rows_, kStrip);
-    for (int64_t row = rows.begin; row < rows.end && !job_.forward; row += kStrip) pack_strip(row, own.rows);
-    for (int64_t index = 0; job_.forward && index < col_blocks_; ++index) {
-      for (int64_t row = rows.begin; row < rows.end; row += kStrip) {
-        if (index == 0) pack_strip(row, own.rows);  // while x is still in cache
-        forward_strip(row, index, shared_[index], own.product);
+    for_items(shares_, threads_, thread, [&](int64_t owner, int64_t item) {
+      const Range strips = share(owner, ceil_div(rows_, kStrip));
+      const int64_t count = strips.end - strips.begin, index = item / count, strip = strips.begin + item % count;
+      const int64_t row = strip * kStrip;
+      if (index == 0) {
+        pack_strip(row, own.rows);
+      } else {
+        // begun by another thread a share ago: hardly ever is there anything to wait for
+        while (done_[strip].load(std::memory_order_acquire) == 0) std::this_thread::yield();
       }
-    }
-    finish_rows(rows.begin, rows.end);
+      if (job_.forward) forward_strip(row, index, shared_[index], own.product);
+      if (done_[strip].fetch_add(1, std::memory_order_acq_rel) + 1 == row_items()) {
+        finish_rows(row, smaller(rows_, row + kStrip));
+      }
+    });
   }
 
   // -- gradient
@@ -335,7 +360,7 @@ class Layer {
   const float strength_;  // as a number of x's type
   int64_t all_rows_, threads_, depth_, block_rows_, blocks_, grad_rows_ = 0;
   int64_t col_blocks_ = 0, col_block_ = 0, col_parts_ = 0;
-  int64_t grad_share_ = 0, grad_block_ = 0, grad_cols_ = 0, grad_depth_ = 0;  // columns of a thread, a block, all
+  int64_t grad_block_ = 0, grad_cols_ = 0, grad_depth_ = 0;  // columns of a block, all of them; depth
   bool split_rows_, curved_;
   void (Layer::*method_)(int64_t) = nullptr;
 
@@ -343,18 +368,20 @@ class Layer {
   int64_t row0_ = 0, rows_ = 0;
   bool first_block_ = false, last_block_ = false;
 
-  Own* own_ = nullptr;            // (threads,)
-  WeightPart* shared_ = nullptr;  // (col_blocks,)
-  float* scale_ = nullptr;        // (block_rows,): r
-  float* coef_ = nullptr;         // (block_rows * candidates,)
-  float* losses_ = nullptr;       // (rows * candidates,)
-  float* parts_ = nullptr;        // (block_rows * candidates, col_parts): shares of the goodness
-  float* p_ = nullptr;            // (block_rows * candidates, cols): y act'(z)
-  Element* packed_x_ = nullptr;   // (block_rows, depth): A panels, see strip_at
-  Element* packed_xt_ = nullptr;  // (depth, grad_rows): B panels, see x_at
-  float* grad_bias_ = nullptr;    // (grad_cols,)
-  float* grad_labels_ = nullptr;  // (num_classes, grad_cols)
-  float* grad_total_ = nullptr;   // (cols, depth): dW of the blocks of rows before
+  Own* own_ = nullptr;                    // (threads,)
+  Share* shares_ = nullptr;               // (threads,)
+  std::atomic<int64_t>* done_ = nullptr;  // (block_rows / strip,): of each strip so many items
+  WeightPart* shared_ = nullptr;          // (col_blocks,)
+  float* scale_ = nullptr;                // (block_rows,): r
+  float* coef_ = nullptr;                 // (block_rows * candidates,)
+  float* losses_ = nullptr;               // (rows * candidates,)
+  float* parts_ = nullptr;                // (block_rows * candidates, col_parts): shares of the goodness
+  float* p_ = nullptr;                    // (block_rows * candidates, cols): y act'(z)
+  Element* packed_x_ = nullptr;           // (block_rows, depth): A panels, see strip_at
+  Element* packed_xt_ = nullptr;          // (depth, grad_rows): B panels, see x_at
+  float* grad_bias_ = nullptr;            // (grad_cols,)
+  float* grad_labels_ = nullptr;          // (num_classes, grad_cols)
+  float* grad_total_ = nullptr;           // (cols, depth): dW of the blocks of rows before
 };
 
 }  // namespace ffkernels::cpu::FFK_NAMESPACE

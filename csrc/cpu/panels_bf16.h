@@ -68,6 +68,7 @@ struct PanelsBf16 {
   static constexpr int64_t kBytes = 2 * parts;
   static constexpr double kThreadWork = 1e7 / parts;  // flops that are worth a second thread: some 20 us
   static constexpr int64_t kChunk = 512 / parts;      // depth at once: a panel's part takes 32 KiB
+  static constexpr int64_t kGradientCols = 128;       // columns of dz in a gradient block
   using Element = char;
   static constexpr int64_t kAhead = 64;                              // values of a row to fetch ahead
   static constexpr int64_t kTile = 1024, kStep = 2 * kTile * parts;  // bytes; a step is 32 of depth

@@ -1,7 +1,9 @@
 // Any machine: vectors of four floats, which SSE2 and NEON have.
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <numeric>
+#include <thread>
 #include <type_traits>
 #include <utility>
 

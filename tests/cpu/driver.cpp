@@ -178,7 +178,7 @@ uint64_t run(const Case& c, const Kernels& kernels, Precision precision, int64_t
 
 std::vector<Case> cases() {
   // few rows; few columns of x; columns in several blocks; many rows; several blocks of rows
-  const int64_t shapes[][3] = {{1, 1, 1}, {40, 2, 300}, {33, 31, 50}, {130, 300, 400}, {1100, 40, 120}, {2100, 17, 50}};
+  const int64_t shapes[][3] = {{1, 1, 1}, {40, 2, 300}, {33, 31, 50}, {130, 300, 400}, {1100, 40, 300}, {2100, 17, 50}};
   std::vector<Case> found;
   int turn = 0;
   for (const auto& [rows, depth, cols] : shapes) {
