@@ -104,6 +104,19 @@ PAIRS = {
         "st.shared.u32 [%r2], %r0; xor.b32 %r4, %r0, 32; mad.lo.u32 %r4, %r4, 4, %r1; bar.sync 0; "
         "ld.shared.u32 %r5, [%r4];",
     ),
+    "race between lanes, read after write": (
+        "race between lanes",
+        "st.shared.u32 [%r2], %r0; xor.b32 %r4, %r0, 1; mad.lo.u32 %r4, %r4, 4, %r1; ld.shared.u32 %r5, [%r4];",
+        "st.shared.u32 [%r2], %r0; xor.b32 %r4, %r0, 1; mad.lo.u32 %r4, %r4, 4, %r1; bar.warp.sync -1; "
+        "ld.shared.u32 %r5, [%r4];",
+    ),
+    "race between lanes, write after read": (
+        "race between lanes",
+        "st.shared.u32 [%r2], %r0; bar.sync 0; xor.b32 %r4, %r0, 1; mad.lo.u32 %r4, %r4, 4, %r1; "
+        "ld.shared.u32 %r5, [%r4]; st.shared.u32 [%r2], %r5;",
+        "st.shared.u32 [%r2], %r0; bar.sync 0; xor.b32 %r4, %r0, 1; mad.lo.u32 %r4, %r4, 4, %r1; "
+        "ld.shared.u32 %r5, [%r4]; bar.warp.sync -1; st.shared.u32 [%r2], %r5;",
+    ),
     "race in shared memory, write after read": (
         "race",
         "st.shared.u32 [%r2], %r0; bar.sync 0; ld.shared.u32 %r5, [%r1]; setp.eq.u32 %q1, %r0, 32; "

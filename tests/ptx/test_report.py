@@ -73,7 +73,7 @@ def test_bank_conflicts(pattern, size, wavefronts, ideal):
         8: "ld.shared.v2.u32 {%r5,%r6}",
         16: "ld.shared.v4.u32 {%r5,%r6,%r7,%r8}",
     }[size]
-    report = launch(f"{FILL} {pattern} add.u32 %r4, %r4, %r1; {load}, [%r4];", block=32, shared=8192)
+    report = launch(f"{FILL} bar.warp.sync -1; {pattern} add.u32 %r4, %r4, %r1; {load}, [%r4];", block=32, shared=8192)
     line = only(report, "ld.shared")
     assert (line.wavefronts, line.ideal_wavefronts) == (wavefronts, ideal)
     assert report.bank_conflicts == wavefronts - ideal

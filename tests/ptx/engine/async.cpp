@@ -272,6 +272,7 @@ void mbarrier_wait(Warp& w, const Insn& in, Mask m) {
     }
     if (!ready) return;
     done |= 1u << i;
+    w.meetings++;
     acquire_from(w, b.done);
     w.proxy.join(b.done_proxy);
   });

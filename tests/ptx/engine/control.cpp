@@ -91,6 +91,7 @@ void barrier(Warp& w, const Insn& in, Mask m) {
   if (b.arrived < expected) return;
   for (auto& [waiter, lanes] : b.waiting) {
     acquire_from(*waiter, b.acc);
+    waiter->meetings++;
     if (l.uses_async) waiter->proxy.join(b.acc_proxy);
     release_group(*waiter, lanes);
   }

@@ -47,6 +47,7 @@ void load(Warp& w, const Insn& in, Mask m) {
   locate_lanes(w, m, addr, space, bytes, false, places);
   Order order = order_of(in);
   note_reads(w, m, places, bytes, actor_of(in));
+  if (order == kWeak) each_lane(m, [&](int i) { note_lane_read(w, i, places.lane[i], bytes); });
   if (reads_constant(in)) each_lane(m, [&](int i) { note_constant(w, i, places.lane[i], bytes); });
   Traffic traffic(w, bytes);
   Mask undefined = 0;
@@ -112,6 +113,7 @@ void store(Warp& w, const Insn& in, Mask m) {
       throw Fault{"uninitialised register",
                   access_name("write", bytes, *p.region, p.offset) + ": the value is undefined", i};
     note_write(w, i, p, bytes, who, values[i]);
+    if (!who.flags) note_lane_write(w, i, p, bytes);
     std::memcpy(p.data, values[i], bytes);
     if (ok >> i & 1) {
       std::memset(p.state, kDefined, bytes);

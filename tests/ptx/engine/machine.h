@@ -93,7 +93,8 @@ struct Region {
   uint8_t* data = nullptr;
   std::vector<uint8_t> owned;
   uint8_t* state = nullptr;
-  uint32_t *writes = nullptr, *reads = nullptr;  // a node a granule; null: not tracked
+  uint32_t *writes = nullptr, *reads = nullptr;            // a node a granule; null: not tracked
+  uint32_t *lane_writes = nullptr, *lane_reads = nullptr;  // of shared memory: see lanes.cpp
   Pool* pool = nullptr;
   std::vector<bool> constant;  // granules that note_constant has seen; empty: none
   uint32_t shift = 2;          // log2 of the bytes of a granule
@@ -156,7 +157,8 @@ struct Warp {
   Mask active = 0;
   uint32_t reconverge_pc = kNoPc;
   int budget = 0;
-  int index = 0;  // in the block
+  int index = 0;          // in the block
+  uint32_t meetings = 1;  // how often something has ordered the lanes with each other
   Mask exited = 0, exists = 0;
   bool done = false, yielded = false;
   std::vector<Group> groups;

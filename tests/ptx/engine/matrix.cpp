@@ -165,6 +165,7 @@ void ldmatrix(Warp& w, const Insn& in, Mask m) {
   for (int i = 0; i < 8 * in.ndst; i++) {
     require_defined(i, rows[i], 16);
     note_read(w, i, rows[i], 16, Actor());
+    note_lane_read(w, i, rows[i], 16);
     std::memcpy(data[i], rows[i].data, 16);
   }
   for (int k = 0; k < in.ndst; k++) {
@@ -193,6 +194,7 @@ void stmatrix(Warp& w, const Insn& in, Mask m) {
         std::memset(p.state + 2 * col, ok >> lane & 1 ? kDefined : kUndefinedValue, 2);
       }
       note_write(w, 8 * k + row, p, 16, Actor(), data);
+      note_lane_write(w, 8 * k + row, p, 16);
       std::memcpy(p.data, data, 16);
     }
   }

@@ -26,12 +26,18 @@ void Region::make_shadow(uint8_t initial_state, bool track, uint32_t granule_shi
     writes = static_cast<uint32_t*>(std::calloc(granules, 4));
     reads = static_cast<uint32_t*>(std::calloc(granules, 4));
   }
+  if (space == kShared) {
+    lane_writes = static_cast<uint32_t*>(std::calloc(granules, 4));
+    lane_reads = static_cast<uint32_t*>(std::calloc(granules, 4));
+  }
   sectors = static_cast<uint8_t*>(std::calloc(size / 32 + 2, 1));
 }
 Region::~Region() {
   std::free(state);
   std::free(writes);
   std::free(reads);
+  std::free(lane_writes);
+  std::free(lane_reads);
   std::free(sectors);
 }
 

@@ -37,6 +37,9 @@ void note_read(Warp& w, int lane, const Place& p, int bytes, const Actor& who);
 void note_write(Warp& w, int lane, const Place& p, int bytes, const Actor& who, const void* value);
 // A read of what must not change in this launch: ld.global.nc, whose cache no fence or barrier keeps coherent; and ldu.
 void note_constant(Warp& w, int lane, const Place& p, int bytes);
+// Of ordinary accesses to shared memory: what lanes of a warp do to one another (lanes.cpp).
+void note_lane_read(Warp& w, int lane, const Place& p, int bytes);
+void note_lane_write(Warp& w, int lane, const Place& p, int bytes);
 void require_defined(int lane, const Place& p, int bytes);
 [[noreturn]] void undefined_operand(const char* what, Mask lanes);
 

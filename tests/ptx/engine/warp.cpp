@@ -157,7 +157,7 @@ void activemask(Warp& w, const Insn& in, Mask m) {
   each_lane(m, [&](int i) { d[i] = m; });
 }
 void warp_sync(Warp& w, const Insn& in, Mask m) {
-  by_members(w, in, m, 0, [](Mask) {});
+  by_members(w, in, m, 0, [&](Mask) { w.meetings++; });
 }
 
 const Register handlers{{"shfl", shfl},
