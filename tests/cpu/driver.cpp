@@ -109,9 +109,9 @@ void set_labels(Job& job, Memory& memory, const Case& c) {
   }
 }
 
-void set_optimizer(Job& job, Memory& memory, const Case& c) {
-  OptimizerStep& o = job.optimizer;
-  o.kind = c.optimizer;
+OptimizerStep optimizer_of(Memory& memory, Optimizer kind, int64_t cols, int64_t depth) {
+  OptimizerStep o;
+  o.kind = kind;
   o.lr = o.step_size = 0.01f;
   o.weight_decay = 0.1f;
   o.momentum = o.beta1 = 0.9f;
@@ -120,10 +120,15 @@ void set_optimizer(Job& job, Memory& memory, const Case& c) {
   o.rest2 = 0.01f;
   o.eps = 1e-8f;
   o.inverse_root_correction2 = 1.f;
-  for (int i = 0; i < (c.optimizer == Optimizer::sgd ? 1 : 2); ++i) {
-    o.slot[i] = memory.floats(c.cols * c.depth, 0, 1);
-    o.bias_slot[i] = memory.floats(c.cols, 0, 1);
+  for (int i = 0; i < (kind == Optimizer::adam || kind == Optimizer::adamw ? 2 : 1); ++i) {
+    o.slot[i] = memory.floats(cols * depth, 0, 1);
+    o.bias_slot[i] = memory.floats(cols, 0, 1);
   }
+  return o;
+}
+
+void set_optimizer(Job& job, Memory& memory, const Case& c) {
+  job.optimizer = optimizer_of(memory, c.optimizer, c.cols, c.depth);
   job.new_weight = const_cast<void*>(job.weight.data);
   job.new_bias = const_cast<void*>(job.bias);
 }
@@ -154,6 +159,11 @@ uint64_t run(const Case& c, const Kernels& kernels, Precision precision, int64_t
     job.sign = {memory.floats(c.rows, 1, 1), 1};
     job.row_term = {memory.floats(results), 1};
     job.col_term = {memory.floats(c.cols), 1};
+    job.positive_sum = memory.floats(c.cols, 0, 0);
+  }
+  if (c.rows % 2 == 1) {  // x is read as something else
+    if (c.op == Op::step) job.dropout = {true, 2.f, 1u << 31, 1, 42};
+    if (c.op == Op::forward) job.neutral_cols = 1, job.neutral = 0.1f;
   }
   if (c.op == Op::grad || c.op == Op::update) {  // y lies transposed: its rows must be gathered
     job.gradient_y = {memory.values(c.rows * c.cols, c.type), 1, c.rows};
@@ -185,7 +195,7 @@ std::vector<Case> cases() {
     for (int op = 0; op < 6; ++op) {
       for (Type type : {Type::float32, Type::bfloat16}) {
         found.push_back({static_cast<Op>(op), rows, depth, cols, type, static_cast<Activation>(turn % 5),
-                         static_cast<Optimizer>(turn % 3)});
+                         static_cast<Optimizer>(turn % 4)});
         ++turn;
       }
     }
@@ -207,6 +217,43 @@ void check(const Kernels& kernels) {
           std::fprintf(stderr, "%s: other bits with %d threads\n", kernels.name, static_cast<int>(threads));
           std::exit(1);
         }
+      }
+    }
+  }
+}
+
+// A head on two layers, enough work for three threads; the digest of all its memory.
+uint64_t run_head(const Kernels& kernels, Optimizer optimizer, int64_t threads) {
+  Memory memory(2);
+  HeadJob job;
+  job.rows = 203, job.classes = 11, job.eps = 1e-4f;
+  job.labels = memory.labels(job.rows, job.classes);
+  job.label_stride = 1;
+  HeadLayer layers[2];
+  for (int i = 0; i < 2; ++i) {
+    HeadLayer& layer = layers[i];
+    layer.cols = i == 0 ? 300 : 1100;
+    layer.row_stride = layer.cols;
+    layer.y = memory.floats(job.rows * layer.cols);
+    layer.sqnorm = {memory.floats(job.rows, 1, 2), 1};
+    layer.weight = memory.floats(job.classes * layer.cols);
+    layer.optimizer = optimizer_of(memory, optimizer, job.classes, layer.cols);
+  }
+  job.layers = layers;
+  job.layer_count = 2;
+  job.logits = memory.floats(job.rows * job.classes);
+  job.loss = memory.floats(1);
+  kernels.head(job, threads);
+  return memory.digest();
+}
+
+void check_head(const Kernels& kernels) {
+  for (Optimizer optimizer : {Optimizer::sgd, Optimizer::adam}) {
+    const uint64_t alone = run_head(kernels, optimizer, 1);
+    for (int64_t threads : {2, 3}) {
+      if (run_head(kernels, optimizer, threads) != alone) {
+        std::fprintf(stderr, "%s: other bits of the head with %d threads\n", kernels.name, static_cast<int>(threads));
+        std::exit(1);
       }
     }
   }
@@ -241,6 +288,7 @@ int main(int count, char** names) {
     setenv("FFKERNELS_CPU_ISA", names[i], 1);
     const auto& kernels = chosen();
     ffkernels::cpu::check(kernels);
+    ffkernels::cpu::check_head(kernels);
     ffkernels::cpu::check_several_callers(kernels);
     std::printf("%s clean\n", kernels.name);
   }
