@@ -26,10 +26,11 @@ def _bench(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m ffkernels",
+        usage="%(prog)s [-h] [--version] {info,train,predict,bench} ...",
         description="Forward-Forward training with fused kernels. Each command has its own --help.",
     )
     parser.add_argument("--version", action="version", version=f"ffkernels {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, prog=parser.prog)
     runs: list[tuple[argparse.ArgumentParser, Callable[..., int]]] = [
         (add_info(commands), info),
         (add_train(commands), train_command),
