@@ -94,11 +94,15 @@ def no_grad(op: str, state: Mapping[str, object] | None = None, **tensors: objec
     for name, t in tensors.items():
         if isinstance(t, Tensor) and t.requires_grad:
             _refuse_grad(op, name)
-        if forward_ad._current_level >= 0 and isinstance(t, Tensor) and forward_ad.unpack_dual(t).tangent is not None:
-            raise RuntimeError(f"{op}: {name} has a tangent, but ffkernels ops have no autograd; pass {name}.detach()")
     for name, t in state.items() if state else ():
         if isinstance(t, Tensor) and t.requires_grad:
             _refuse_grad(op, f"state[{name!r}]")
+    if forward_ad._current_level >= 0:  # forward-mode differentiation is going on
+        for name, t in tensors.items():
+            if isinstance(t, Tensor) and forward_ad.unpack_dual(t).tangent is not None:
+                raise RuntimeError(
+                    f"{op}: {name} has a tangent, but ffkernels ops have no autograd; pass {name}.detach()"
+                )
 
 
 def _refuse_grad(op: str, name: str) -> NoReturn:
