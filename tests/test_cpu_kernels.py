@@ -252,6 +252,16 @@ def test_p_of_relu_is_y(isa, mode):
     assert torch.equal(p, y)
 
 
+@on_each_isa
+@pytest.mark.parametrize("cols", [1, 5, 17, 33])
+def test_an_infinite_scale_ends_with_the_columns(isa, cols):
+    """Beside them a vector holds zeros: times infinity, they must not enter the goodness."""
+    options = {"x_sqnorm": torch.zeros(3), "eps": 0.0, "precision": "highest"}
+    y, goodness = ff.ff_forward(torch.ones(3, 4), -torch.ones(cols, 4), **options)
+    assert torch.equal(y, torch.zeros(3, cols))
+    assert torch.equal(goodness, torch.zeros(3))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Precision "high" beside float32
 
