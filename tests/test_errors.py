@@ -405,7 +405,7 @@ for _label, _run, _error, *_says in [
     ("fit: lengths", lambda net: net.fit(X, LABELS[:4], epochs=1), ValueError, "labels", "B = 6", "(4,)"),
     ("fit: label values", lambda net: net.fit(X, LABELS + 1, epochs=1), ValueError, "labels", "[0, 3)", "3"),
     ("fit: no rows", lambda net: net.fit(X[:0], LABELS[:0], epochs=1), ValueError, "data", "(0, 12)"),
-    ("fit: width", lambda net: net.fit(X[:, 1:], LABELS, epochs=1), ValueError, "x", "K = 12", "(6, 11)"),
+    ("fit: width", lambda net: net.fit(X[:, 1:], LABELS, epochs=1), ValueError, "data", "12 inputs", "(6, 11)"),
     ("fit: data rank", lambda net: net.fit(X[:, :, None], LABELS, epochs=1), ValueError, "data", "(6, 12, 1)"),
     ("fit: integers", lambda net: net.fit(X.long(), LABELS, epochs=1), TypeError, "x", "int64"),
     ("fit: data", lambda net: net.fit(3, epochs=1), TypeError, "data", "int"),
