@@ -4,7 +4,7 @@
 
 Tensors say that they are on cuda:0 and hold a tensor of the CPU, on which all is computed: ffkernels' ops, whichever
 backend is asked for, by the reference. An operation on tensors of both devices raises, as it would on a GPU. Streams
-are none, and a graph runs again what ran while it was captured. Threads that a test starts do not pretend.
+are none. A capture changes nothing, and a replay runs what was captured. Threads that a test starts do not pretend.
 """
 
 import contextlib
@@ -44,18 +44,23 @@ class Graph:
     capturing = None
 
     def __init__(self):
-        self.calls, self.captured = [], False
+        self.calls, self.before = [], []
 
     @contextlib.contextmanager
     def capture(self, stream=None):
         Graph.capturing = self
         yield
-        Graph.capturing, self.captured = None, True
+        Graph.capturing = None
+        for t, value in reversed(self.before):  # a capture on a GPU runs nothing
+            t.copy_(value)
+
+    def run(self, function, args, kwargs):
+        self.before += [(t, t.clone()) for t in _tensors((args, kwargs)) if 0 not in t.stride()]
+        results = function(*args, **kwargs)
+        self.calls.append((function, args, kwargs, results))
+        return results
 
     def replay(self):
-        if self.captured:  # whose calls have run once already: that was the first replay
-            self.captured = False
-            return
         for function, args, kwargs, results in self.calls:
             for old, new in zip(_tensors(results), _tensors(function(*args, **kwargs)), strict=True):
                 if old.data_ptr() != new.data_ptr():
@@ -75,6 +80,10 @@ class Stream:
 
 def _tensors(value):
     return [t for t in tree_flatten(value)[0] if isinstance(t, torch.Tensor)]
+
+
+def _run(function, args, kwargs):
+    return function(*args, **kwargs)
 
 
 def _names(device, value):
@@ -118,9 +127,7 @@ class Pretended(TorchFunctionMode):
             if op == "ff_network_step_":
                 function = minibatches.one_by_one(function, lambda *_: None)
         args, kwargs, own = tree_map(held, args), tree_map(held, kwargs), {id(t.held): t for t in pretended}
-        results = function(*args, **kwargs)
-        if Graph.capturing:
-            Graph.capturing.calls.append((function, args, kwargs, results))
+        results = (Graph.capturing.run if Graph.capturing else _run)(function, args, kwargs)
 
         def given(value):
             if not isinstance(value, torch.Tensor) or isinstance(value, OnGpu):

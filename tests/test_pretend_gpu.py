@@ -31,11 +31,35 @@ def test_a_graph_runs_again():
     x = torch.zeros(3, device="cuda")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        y = x * 2
-    for i in range(3):
-        x.fill_(i)
+        y = x.add_(1) * 2
+    assert torch.equal(x.cpu(), torch.zeros(3))
+    for i in range(1, 4):
         graph.replay()
-        assert i == 0 or torch.equal(y.cpu(), torch.full((3,), 2.0 * i))
+        assert torch.equal(x.cpu(), torch.full((3,), 1.0 * i))
+        assert torch.equal(y.cpu(), torch.full((3,), 2.0 * i))
+"""
+
+COLUMNS = """
+import pytest
+from ffkernels.benchmark import gpu
+from ffkernels.benchmark.cases import Case
+from ffkernels.benchmark.formats import FORMATS
+from ffkernels.benchmark.measure import checked
+from ffkernels.benchmark.problem import Problem
+
+CASES = [Case(kind, 6, (40, 20)) for kind in ("step", "forward")]
+CASES += [Case(kind, 6, (40, 20, 30)) for kind in ("network", "labels", "predict")]
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.kind)
+def test_columns(case):
+    fmt = FORMATS["medium"]
+    columns = gpu.columns(fmt)
+    del columns["compile"]  # for which there must be a GPU
+    timed, errors, left_out = checked(Problem(case, "cuda", fmt.dtype, gpu.INPUTS), columns)
+    assert not left_out
+    assert timed.keys() == {name for name, column in columns.items() if column.has(case)}
+    for column in timed.values():
+        column.run()
 """
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
@@ -56,6 +80,13 @@ def test_the_pretence_itself(tmp_path):
 
 
 @pytest.mark.slow
-def test_tests_for_a_gpu_run(tmp_path):
+def test_the_benchmarks_columns_are_right(tmp_path):
+    """Those in CUDA graphs, too: their warm-up, reset and inputs in turns."""
+    (tmp_path / "test_columns.py").write_text(COLUMNS)
+    assert pretending(str(tmp_path / "test_columns.py"), "-c", os.devnull, "--rootdir", str(tmp_path)) == 5
+
+
+@pytest.mark.slow
+def test_tests_for_a_gpu_run():
     files = [str(HERE / name) for name in FILES]
     assert pretending(*files, "-m", "gpu", "-k", "not threads and not beside") > 80
