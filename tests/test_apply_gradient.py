@@ -90,6 +90,7 @@ def _transposed(t):
         ({"grad_weight": torch.ones(4, 8)}, ValueError, r"grad_weight must have shape \(N, K\) = \(5, 8\), got \(4, 8"),
         ({"grad_weight": torch.ones(5, 8).double()}, TypeError, "grad_weight must be torch.float32"),
         ({"grad_weight": _transposed(torch.ones(5, 8))}, ValueError, "grad_weight must be contiguous"),
+        ({"grad_bias": torch.ones(10)[::2]}, ValueError, "grad_bias must be contiguous"),
         ({"grad_bias": None}, ValueError, "grad_bias must be given with a bias and only then"),
         ({"grad_bias": torch.ones(4)}, ValueError, r"grad_bias must have shape \(N,\)"),
         ({"grad_weight": torch.ones(5, 8).requires_grad_()}, RuntimeError, "grad_weight requires grad"),

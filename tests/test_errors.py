@@ -149,6 +149,9 @@ for _op in ("ff_update_", "ff_step_", "ff_label_step_"):
     bad_call(
         _op, "weight is a view of x", lambda a: {"weight": a["x"][:5]}, ValueError, "weight", "share memory", "x (6, 8)"
     )
+    bad_call(
+        _op, "weight begins in x", lambda a: {"weight": a["x"][1:]}, ValueError, "weight", "share memory", "x (6, 8)"
+    )
     bad_call(_op, "bias within weight", lambda a: {"bias": a["weight"][4, 3:]}, ValueError, "weight", "share memory")
     bad_call(_op, "one moment twice", lambda a: replaced_state(a, "exp_avg_sq", a["state"]["exp_avg"]), ValueError,
              "state", "share memory")  # fmt: skip
@@ -181,7 +184,7 @@ for _op in ("ff_update_", "ff_step_", "ff_label_step_"):
     bad_call(_op, "lr on meta", lambda a: {"optimizer": ff.Adam(lr=torch.tensor(0.1, device="meta"))}, ValueError,
              "lr", "cpu", "meta")  # fmt: skip
 
-bad_call("ff_update_", "coef shares memory", lambda a: {"coef": a["weight"].view(-1)[:6]}, ValueError, "share memory")
+bad_call("ff_update_", "coef shares memory", lambda a: {"coef": a["weight"].view(-1)[3:9]}, ValueError, "share memory")
 bad_call("ff_step_", "sign shares memory", lambda a: {"sign": a["weight"].view(-1)[:6].fill_(1)}, ValueError,
          "share memory", "(6,)")  # fmt: skip
 bad_call("ff_label_step_", "labels too short", lambda a: {"labels_neg": a["labels_neg"][:5]}, ValueError,
@@ -197,6 +200,11 @@ def second(**changes):
 
 def two_labels(a):
     return {"sign": None, "x_sqnorm": None, "num_classes": 3, "labels": (torch.zeros(6).long(), torch.ones(6).long())}
+
+
+def as_integers(a, count):
+    """The first layer's weight, of zeros, seen as int64."""
+    return a["layers"][0].weight.zero_().view(-1).view(torch.int64)[:count]
 
 
 def several(a, count=2):
@@ -271,6 +279,22 @@ for _label, _change, _error, *_says in [
         "(2,)",
     ),
     ("peer_mean in x", lambda a: second(peer_mean=a["x"][0, :4])(a), ValueError, "layers[1].peer_mean", "x (6, 8)"),
+    (
+        "labels in weight",
+        lambda a: {**two_labels(a), "labels": (as_integers(a, 6), torch.ones(6).long())},
+        ValueError,
+        "layers[0].weight",
+        "share memory",
+        "labels[0] (6,)",
+    ),
+    (
+        "dropout_seed in weight",
+        lambda a: {"dropout_seed": as_integers(a, 1)},
+        ValueError,
+        "layers[0].weight",
+        "share memory",
+        "dropout_seed (1,)",
+    ),
     ("precision", second(precision="low"), ValueError, "layers[1]", "precision", "'low'"),
     ("sparse bias", second(bias=torch.ones(4).to_sparse()), TypeError, "layers[1]", "bias", "dense", "sparse"),
     ("dropout 1", second(dropout=1.0), ValueError, "layers[1]", "dropout", "[0, 1)", "1.0"),
@@ -352,6 +376,8 @@ X, LABELS = torch.ones(6, 12), torch.arange(6) % 3
 for _label, _run, _error, *_says in [
     ("Adam: betas", lambda net: ff.Adam(betas=(0.9, 1.0)), ValueError, "betas[1]", "1.0"),
     ("SGD: nesterov", lambda net: ff.SGD(nesterov=True), ValueError, "nesterov", "momentum 0.0"),
+    ("SGD: nesterov, damped", lambda net: ff.SGD(momentum=0.9, dampening=0.1, nesterov=True), ValueError, "nesterov",
+     "dampening 0.1"),
     ("SGD: lr tensor", lambda net: ff.SGD(lr=torch.ones(1)), ValueError, "lr", "(1,)"),
     ("FFLinear: in_features", lambda net: ff.FFLinear(0, 2), ValueError, "in_features", "0"),
     ("FFLinear: out_features", lambda net: ff.FFLinear(2, 2.0), TypeError, "out_features", "2.0"),

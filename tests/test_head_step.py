@@ -1,5 +1,7 @@
 """The softmax head's ops on every backend and instruction set that has them."""
 
+from dataclasses import replace
+
 import cases
 import independent
 import pytest
@@ -159,6 +161,8 @@ BAD = [
     ({"optimizer": torch.optim.Adam}, TypeError, "optimizer must be ffkernels"),
     ({"states": [{}, {}]}, ValueError, "state"),
     ({"sqnorms": [torch.rand(6).requires_grad_(), torch.rand(6)]}, RuntimeError, r"sqnorms\[0\] requires grad"),
+    ({"weights": [torch.rand(3, 8), torch.rand(3, 5).requires_grad_()]}, RuntimeError, r"weights\[1\] requires grad"),
+    ({"optimizer": ff.SGD(torch.tensor(0.1, requires_grad=True))}, RuntimeError, "lr requires grad"),
 ]
 
 
@@ -174,7 +178,12 @@ def test_errors_change_nothing(everywhere, change, error, message):
 
 def test_shared_memory_is_refused(everywhere):
     given = arguments(3, 3, (8, 8))
-    for change in ({"weights": [given["weights"][0]] * 2}, {"ys": [given["ys"][0], given["weights"][1]]}):
+    optimizer = replace(given["optimizer"], lr=given["states"][1]["step"])
+    for change in (
+        {"weights": [given["weights"][0]] * 2},
+        {"ys": [given["ys"][0], given["weights"][1]]},
+        {"optimizer": optimizer},
+    ):
         with pytest.raises(ValueError, match="must not share memory"):
             ff_head_step_(**given | change)
 
