@@ -325,8 +325,6 @@ def given_state(
     for name, t in named_state(state, optimizer, bias).items():
         if not isinstance(t, Tensor):
             raise TypeError(f"state[{name!r}] must be a tensor, got {type(t).__name__}")
-        if t.is_meta is not weight.is_meta:
-            raise ValueError(f"state[{name!r}] must be on {weight.device} as weight is, got {t.device}")
 
 
 def state_tensors(
