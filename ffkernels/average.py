@@ -51,8 +51,7 @@ class WeightAverage(nn.Module):
         if rest == 0:
             averages = list(self.buffers())
             weights = [p.detach().to(a.dtype) for a, p in zip(averages, module.parameters(), strict=True)]
-            with torch.no_grad():
-                torch._foreach_lerp_(averages, weights, 1 - min(self.decay, (1 + k) / (10 + k)))
+            torch._foreach_lerp_(averages, weights, 1 - min(self.decay, (1 + k) / (10 + k)))
 
     @torch.no_grad()
     def copy_to(self, module: nn.Module) -> None:

@@ -16,6 +16,7 @@ import torch
 from ffkernels import checkpoint, plots, run
 from ffkernels.config import TrainConfig
 from ffkernels.data import Dataset
+from ffkernels.presets import PRESETS
 from ffkernels.run import RunError, RunFolder
 
 TIMING = ("seconds", "rows_per_second")
@@ -81,9 +82,21 @@ VARIANTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_stopped_after_any_epoch_it_ends_the_same(tmp_path, dataset, variant):
-    config = dataclasses.replace(CONFIG, **VARIANTS[variant])
+# What makes a preset small; each has four epochs in all.
+SMALL = {
+    "usual": {"epochs": 2, "validation": 8},
+    "unsupervised": {"hidden": (8, 6, 5), "epochs": 2, "head_epochs": 2, "batch_size": 16},
+    **{name: {"epochs": 4, "batch_size": 16} for name in ("hinton", "hinton-jitter", "recurrent")},
+}
+
+
+@pytest.mark.parametrize("variant", [*VARIANTS, *PRESETS])
+def test_stopped_after_any_epoch_it_ends_the_same(tmp_path, dataset, variant, monkeypatch):
+    monkeypatch.setattr(run, "draw", lambda *args: None)  # takes most of the time
+    if variant in PRESETS:
+        config = PRESETS[variant](**{"hidden": (8, 6), "device": "cpu"} | SMALL[variant])
+    else:
+        config = dataclasses.replace(CONFIG, **VARIANTS[variant])
     whole = RunFolder.create(tmp_path / "whole", config, dataset)
     result = train(whole, dataset)
     expected = what_remains(whole.path)
