@@ -74,7 +74,6 @@ class FFLinear(nn.Module):
         checks.loss_options(threshold, temperature, goodness)
         if precision is not None:
             checks.precision(precision)
-        checks.number("peer", peer, 0.0)
         checks.dropout(dropout)
         self.in_features, self.out_features = in_features, out_features
         self.normalize, self.eps, self.activation, self.precision = normalize, eps, activation, precision
@@ -87,9 +86,6 @@ class FFLinear(nn.Module):
         self.reset_parameters()
         self.optimizer = optimizer
         self.peer, self.dropout = peer, dropout
-        if peer:
-            mean = torch.full((out_features,), START, dtype=state_dtype(self.weight.dtype), device=device)
-            self.peer_state = OptimizerState({"mean": mean})
 
     def reset_parameters(self) -> None:
         """nn.Linear's initialisation: W and b uniform in +-1 / sqrt(K)."""
@@ -116,6 +112,19 @@ class FFLinear(nn.Module):
     def state(self) -> dict[str, Tensor]:
         """The optimizer's state, as the ops take it."""
         return self.optimizer_state.tensors()
+
+    @property
+    def peer(self) -> float:
+        """Strength of peer normalisation. Its running mean begins when a strength is first assigned."""
+        return self._peer
+
+    @peer.setter
+    def peer(self, value: float) -> None:
+        checks.number("peer", value, 0.0)
+        if value and "peer_state" not in self._modules:
+            mean = self.weight.new_full((self.out_features,), START, dtype=state_dtype(self.weight.dtype))
+            self.peer_state = OptimizerState({"mean": mean})
+        self._peer = value
 
     @property
     def peer_mean(self) -> Tensor | None:

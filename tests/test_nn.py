@@ -361,6 +361,22 @@ def test_peer_normalisation_of_a_layer_is_that_of_a_net_of_one():
     assert (layer.peer_mean != 0.5).all()
 
 
+def test_peer_normalisation_may_begin_and_end_later():
+    layers = [ff.FFLinear(7, 6, peer=peer, optimizer=ff.SGD(lr=0.1)) for peer in (0.1, 0.0)]
+    layers[1].load_state_dict(layers[0].state_dict(), strict=False)
+    layers[1].peer = 0.1
+    x_pos, x_neg = torch.randn(5, 7), torch.randn(5, 7)
+    for layer in layers:
+        layer.step(x_pos, x_neg)
+    assert_same_state(everything(layers[0]), everything(layers[1]))
+    layers[1].peer = 0.0
+    assert layers[1].peer_mean is None
+    layers[1].step(x_pos, x_neg)
+    for bad in (-0.1, float("nan")):
+        with pytest.raises(ValueError, match="peer must be finite and >= 0"):
+            layers[1].peer = bad
+
+
 def test_peer_mean_is_saved_and_stays_float32():
     layer = ff.FFLinear(7, 6, peer=0.1)
     layer.step(torch.randn(5, 7), torch.randn(5, 7))
