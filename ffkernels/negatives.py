@@ -86,6 +86,6 @@ class HardLabels:
         self, labels: Tensor, num_classes: int, generator: torch.Generator, logits: Tensor | None
     ) -> Tensor:  # (B,)
         if logits is None:
-            raise ValueError("HardLabels needs a net with a softmax head, which finds the likely labels")
+            raise ValueError("HardLabels needs a net with a softmax head, trained beside the layers, for likely labels")
         draws = torch.rand(len(labels), generator=generator, dtype=torch.float32).to(logits.device)
         return draw_other_labels(logits, labels, draws)
