@@ -34,12 +34,13 @@ from .batches import Draws, TensorBatches
 from .checkpoint import bytes_of, write_atomic
 from .hybrid import ImageNegatives
 from .layer import FFLinear
+from .learning_rate import LearningRate
 from .negatives import Negatives
 from .nn import FFNet, NetStep
 from .optim import state_dtype
 from .peer import START
 from .stage import HeadStage, Stage
-from .training import Callback, LearningRate, Record, Run
+from .training import Callback, Record, Run
 
 CHUNK_BYTES = 4 << 20  # of outputs, written at once
 RESIDENT_BYTES = 4 << 20  # of a file, before its pages are handed back

@@ -11,7 +11,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import checks
-from ..training import MODES, LearningRate, Record, check_validation, counted, status
+from ..learning_rate import LearningRate
+from ..training import MODES, Record, check_validation, counted, status
 from .data import Shards
 from .group import agreement, watch
 from .model import ParallelModel
