@@ -47,7 +47,10 @@ def _check_head_step_(ys, sqnorms, labels, weights, states, optimizer, lr, hyper
 def _enter_head_step_(ys, sqnorms, labels, weights, states, optimizer, lr, hyper, eps):
     written: dict[str, Tensor] = {}
     for i, (weight, state) in enumerate(zip(weights, _states_of(states, len(weights)), strict=True)):
-        checks.state_tensors(state, optimizer, weight, None)
+        try:
+            checks.state_tensors(state, optimizer, weight, None)
+        except ValueError as error:
+            raise ValueError(f"states[{i}]: {error}") from None
         written[f"weights[{i}]"] = weight
         written |= {f"states[{i}][{name!r}]": t for name, t in checks.named_state(state, optimizer, None).items()}
     read = {f"{name}[{i}]": t for name, given in (("ys", ys), ("sqnorms", sqnorms)) for i, t in enumerate(given)}
@@ -101,7 +104,10 @@ def ff_head_step_(
     checks.plain_numbers(eps=eps)
     flat: list[Tensor] = []
     for i, state in enumerate(states):
-        flat += checks.flat_state(optimizer, state, None)
+        try:
+            flat += checks.flat_state(optimizer, state, None)
+        except ValueError as error:
+            raise ValueError(f"states[{i}]: {error}") from None
         if torch.is_grad_enabled():
             own = {f"ys[{i}]": ys[i], f"sqnorms[{i}]": sqnorms[i], f"weights[{i}]": weights[i], "lr": optimizer.lr}
             checks.no_grad("ff_head_step_", state, **own)
