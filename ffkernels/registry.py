@@ -16,7 +16,6 @@ from . import backends, checks
 
 _LIBRARY = torch.library.Library("ffkernels", "DEF")
 
-
 _CHECKS: dict[str, Callable] = {}
 ENTRY_CHECKS: dict[str, Callable] = {}
 _WRITTEN: dict[str, list[int]] = {}  # the arguments that an op changes in place
