@@ -68,7 +68,7 @@ def test_hard_labels_are_as_likely_as_the_head_finds_them():
 def test_hard_labels_with_draws_at_the_ends_of_the_interval(monkeypatch, backend):
     labels, logits = torch.tensor([0, 3, 1]), torch.zeros(3, 4)
     for value, expected in ((0.0, [1, 0, 0]), (1 - 2**-24, [3, 2, 3])):
-        monkeypatch.setattr(torch, "rand", lambda n, generator, value=value: torch.full((n,), value))
+        monkeypatch.setattr(torch, "rand", lambda n, value=value, **options: torch.full((n,), value))
         with ff.use_backend(backend):
             assert ff.HardLabels()(labels, 4, generator(), logits).tolist() == expected
 
