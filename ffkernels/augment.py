@@ -86,8 +86,7 @@ class Affine:
         generator: torch.Generator,  # on the CPU
     ) -> Tensor:
         """The changed images: a new tensor of x's shape and dtype."""
-        if not x.is_floating_point():
-            raise TypeError(f"x must hold floats for Affine, got {x.dtype}")
+        _require_floats(x, "Affine")
         images = _images(x, self.image_shape, "Affine")
         images = images.to(torch.promote_types(x.dtype, torch.float32))
         height, width = images.shape[2:]
@@ -132,8 +131,7 @@ class Noise:
         generator: torch.Generator,  # on the CPU
     ) -> Tensor:
         """The images with noise: a new tensor of x's shape and dtype."""
-        if not x.is_floating_point():
-            raise TypeError(f"x must hold floats for Noise, got {x.dtype}")
+        _require_floats(x, "Noise")
         words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None, generator=generator)
         steps = words.view(torch.int8)[: x.numel()].view(x.shape).to(x.device)
         # from -128 to 127 in steps of 1: mean -1/2, variance (256^2 - 1) / 12
@@ -155,6 +153,11 @@ class Chain:
         for piece in self.pieces:
             x = piece(x, generator)
         return x
+
+
+def _require_floats(x: Tensor, owner: str) -> None:
+    if not x.is_floating_point():
+        raise TypeError(f"x must hold floats for {owner}, got {x.dtype}")
 
 
 def _images(x: Tensor, image_shape: tuple[int, int, int] | None, owner: str) -> Tensor:  # (B, C, H, W)

@@ -32,6 +32,11 @@ class Draws:
         return self._generators[purpose]
 
 
+def beside(x: Tensor, weight: Tensor) -> Tensor:
+    """Inputs on the weight's device and, where they are floats, in its dtype; integers stay what they are."""
+    return x.to(weight.device, weight.dtype if x.is_floating_point() else x.dtype)
+
+
 Batch = tuple[Tensor, Tensor, Tensor | None]  # x, labels and, where they are drawn once, the negatives' labels
 
 

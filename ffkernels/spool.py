@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from . import checks, ops
-from .batches import Draws, TensorBatches
+from .batches import Draws, TensorBatches, beside
 from .checkpoint import bytes_of, write_atomic
 from .hybrid import ImageNegatives
 from .layer import FFLinear
@@ -146,8 +146,7 @@ class Rows:
         layer = self.net.stack[self.layer]
         device, places = layer.weight.device, slice(first * self.classes, last * self.classes)
         if self.layer == 0:
-            x = self.x[first:last]
-            x = x.to(device, layer.weight.dtype if x.is_floating_point() else x.dtype)
+            x = beside(self.x[first:last], layer.weight)
             labels = torch.arange(self.classes, device=device).expand(len(x), -1)
             y, (total,) = self.net[:1].climb_labels(x, labels)
             return y, total, total / layer.divisor
@@ -335,8 +334,7 @@ class _SpooledStage(Stage):
     ) -> tuple[NetStep, Tensor | None]:
         weight = self.layers[0].weight
         if self.only == 0:
-            x = self.spool.train.x[x.to(self.spool.train.x.device)]
-            x = x.to(weight.device, weight.dtype if x.is_floating_point() else x.dtype)
+            x = beside(self.spool.train.x[x.to(self.spool.train.x.device)], weight)
         fixed = None if wrong is None else wrong.to(weight.device)
         found, _ = super().step(x, labels.to(weight.device), draws, fixed)
         return NetStep(*(t.to(labels.device) for t in found)), None

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import checks
-from .batches import Draws, LoaderBatches, TensorBatches, make_batches
+from .batches import Draws, LoaderBatches, TensorBatches, beside, make_batches
 from .hybrid import ImageNegatives
 from .learning_rate import LearningRate
 from .loss import Loss
@@ -114,7 +114,7 @@ def error_percent(net: FFNet, x: Tensor, labels: Tensor, *, layers: Sequence[int
     if net.num_classes is not None:
         checks.label_values("labels", labels, net.num_classes)
     weight = net.stack[0].weight
-    predicted = net.predict(x.to(weight.device, weight.dtype if x.is_floating_point() else x.dtype), layers=layers)
+    predicted = net.predict(beside(x, weight), layers=layers)
     return 100.0 * (predicted.cpu() != labels.cpu()).double().mean().item()
 
 
@@ -380,7 +380,7 @@ class Run:
         for i, (x, labels, wrong) in enumerate(self.batches.epoch(draws)):
             done = own_epoch + min(i, batches - 1) / batches  # a loader may give more than its length says
             self.rate.set(done / stage.epochs)
-            x = x.to(weight.device, weight.dtype if x.is_floating_point() else x.dtype)
+            x = beside(x, weight)
             if self.augment is not None:
                 x = self.augment(x, draws["augment"])
             fixed = None if wrong is None else wrong.to(weight.device)

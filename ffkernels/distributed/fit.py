@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import checks
+from ..batches import beside
 from ..learning_rate import LearningRate
 from ..training import MODES, Record, check_validation, counted, status
 from .data import Shards
@@ -170,7 +171,7 @@ class _Loop:
             return
         weight = model.layers[0][1].weight
         x, labels, negatives = batch
-        x = x.to(weight.device, weight.dtype if x.is_floating_point() else x.dtype)
+        x = beside(x, weight)
         parts = model.labelled(x, labels.to(weight.device), negatives.to(weight.device), plan)
         for micro, part in zip(plan, parts, strict=True):
             stage.feed(micro, part)
