@@ -48,7 +48,7 @@ class Layer {
     const int64_t fitting = larger<int64_t>(1, kWeightBytes / (depth_ * Core::kBytes * kPart)) * kPart;
     split(split_rows_ ? 1 : threads_, split_rows_ ? fitting : kPart, kPart, &col_blocks_, &col_block_);
     col_parts_ = ceil_div(job.cols, kPart);
-    const int64_t grad_share = round_up(ceil_div(job.cols, threads_), kLanes);
+    const int64_t grad_share = share(0, job.cols, kLanes).end;
     grad_block_ = round_up(ceil_div(grad_share, ceil_div(grad_share, Core::kGradientCols)), std::lcm(kStrip, kLanes));
     grad_cols_ = round_up(job.cols, kLanes);
     grad_depth_ = round_up(smaller(kGradientDepth, job.depth), Core::kCols);
